@@ -1,0 +1,42 @@
+"""Deep-learning change detection between two rasters of any size, without ArcGIS.
+
+Importing this package loads neither torch nor GDAL; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+__version__ = version("geodl_dask")
+
+_HOMES = {
+    "GeodlError": ".errors",
+    "connect": ".cluster",
+    "detect_change": ".change",
+    "load_definition": ".definition",
+    "write_cog": ".cog",
+    "write_zarr": ".zarr_store",
+}
+
+__all__ = ["GeodlError", "__version__", "connect", "detect_change", "load_definition", "write_cog", "write_zarr"]
+
+if TYPE_CHECKING:
+    from .change import detect_change
+    from .cluster import connect
+    from .cog import write_cog
+    from .definition import load_definition
+    from .errors import GeodlError
+    from .zarr_store import write_zarr
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name], __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,144 @@
+"""Compute the blocks of a lazy array in a rolling window, and hand each to a store.
+
+A raster has more blocks than a scheduler should hold at once, so a bounded number of tasks is under
+way at any time. Each takes a few neighbouring blocks, computes and writes them where it runs, and
+returns a few bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import islice, product
+from typing import Any, Protocol
+
+import cloudpickle
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.blockwise import Blockwise
+from dask.delayed import delayed
+from dask.system import CPU_COUNT
+from distributed import Client, as_completed, default_client
+
+from .errors import BlockFailedError
+
+log = logging.getLogger(__name__)
+
+Index = tuple[int, int]
+Progress = Callable[[int, int], None]
+"""Called with the pixels that are done and those to be done in all."""
+
+MOST_TASKS = 20_000
+"""Blocks are put together into runs, so that a raster of any size makes about this many tasks at the most."""
+RETRIES = 2
+
+
+class BlockStore(Protocol):
+    """All that a storage back end offers. Picklable; writing a block twice, even at once, leaves it whole."""
+
+    def is_done(self, index: Index) -> bool:
+        """Whether block ``index`` (row, column) is finished."""
+        ...
+
+    def write_block(self, index: Index, values: np.ndarray) -> None:
+        """Keep block ``index``: (y, x) class values. Runs on workers."""
+        ...
+
+
+def store_blocks(array: da.Array, store: BlockStore, progress: Progress | None = None) -> dict[int, int]:
+    """Write every block of ``array`` that ``store`` has not, on the active Dask client or else in this process.
+
+    array : (y, x) integers. Returns pixels written by value. Raises BlockFailedError.
+    """
+    missing = [index for index in product(*map(range, array.numblocks)) if not store.is_done(index)]
+    pixels: Counter[int] = Counter()
+    with _active_client() as client:
+        futures = _rolling(client, array, store, missing) if stands_alone(array) else _at_once(client, array, store, missing)
+        for future in futures:
+            pixels.update(future.result())
+            if progress:
+                progress(pixels.total(), array.size)
+    return dict(pixels)
+
+
+def regular_blocks(change: xr.DataArray) -> da.Array:
+    """The data of a lazy or computed DataArray (y, x), in blocks that all have the first one's size but for the last."""
+    array = da.asarray(change.data)
+    sizes = tuple(max(lengths) for lengths in array.chunks)
+    return array.rechunk(sizes)
+
+
+def stands_alone(array: da.Array) -> bool:
+    """Whether each block of ``array`` is computed without any other: then a worker needs the recipe alone."""
+    return all(isinstance(layer, Blockwise) for layer in array.dask.layers.values())
+
+
+@contextmanager
+def _active_client() -> Iterator[Client]:
+    try:
+        client = default_client()
+    except ValueError:
+        with Client(
+            processes=False, n_workers=1, threads_per_worker=CPU_COUNT, dashboard_address=None, set_as_default=False
+        ) as own:
+            yield own
+    else:
+        yield client
+
+
+def _rolling(client: Client, array: da.Array, store: BlockStore, missing: list[Index]) -> Iterator[Any]:
+    length = -(-len(missing) // MOST_TASKS) or 1
+    runs = iter([missing[start : start + length] for start in range(0, len(missing), length)])
+    recipe = cloudpickle.dumps((array, store))
+    lanes = max(1, sum(client.nthreads().values()))
+
+    def submit(some: Iterable[list[Index]]) -> list[Any]:
+        return [client.submit(_write_run, recipe, run, pure=False, retries=RETRIES) for run in some]
+
+    pending = as_completed(submit(islice(runs, 2 * lanes)))
+    for future in pending:
+        yield future
+        pending.update(submit(islice(runs, 1)))
+
+
+def _at_once(client: Client, array: da.Array, store: BlockStore, missing: list[Index]) -> Iterator[Any]:
+    blocks = array.to_delayed()
+    writes = [delayed(_write_block)(store, index, blocks[index]) for index in missing]
+    yield from as_completed(client.compute(writes, retries=RETRIES))
+
+
+def _write_run(recipe: bytes, run: list[Index]) -> dict[int, int]:
+    """Compute and keep some neighbouring blocks. Runs on workers."""
+    array, store = _recipe(recipe)
+    pixels: Counter[int] = Counter()
+    for index in run:
+        try:
+            values = np.asarray(array.blocks[index].compute(scheduler="synchronous"))
+            pixels.update(_write_block(store, index, values))
+        except Exception as error:  # whatever the model raises may not survive pickling; its text does
+            log.debug("block %s failed", index, exc_info=True)
+            row, col = (sum(lengths[:position]) for lengths, position in zip(array.chunks, index, strict=True))
+            raise BlockFailedError(
+                f"The block at row {row}, column {col} failed: {type(error).__name__}: {error}"
+            ) from error
+    return dict(pixels)
+
+
+def _write_block(store: BlockStore, index: Index, values: np.ndarray) -> dict[int, int]:
+    store.write_block(index, values)
+    if values.dtype.itemsize > 2:
+        found, counts = np.unique(values, return_counts=True)
+    else:
+        everywhere = np.bincount(values.ravel())
+        found = np.flatnonzero(everywhere)
+        counts = everywhere[found]
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+@lru_cache(maxsize=4)
+def _recipe(recipe: bytes) -> Any:
+    return cloudpickle.loads(recipe)

@@ -1,0 +1,33 @@
+"""Local workers, or a scheduler that runs already -> a Dask client."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from dask.system import CPU_COUNT
+from distributed import Client
+
+from .errors import RequestError
+
+
+def connect(cluster: str = "local", *, workers: int | None = None) -> Client:
+    """A Dask client to compute on; close it, or use it in a ``with`` statement.
+
+    cluster : ``"local"``, or the address of a scheduler that runs.
+    workers : local worker processes, which share the cores; None computes in this process, which needs no
+        start-up and no second copy of the model.
+    Raises RequestError for what is no cluster, or fewer workers than one.
+    """
+    if cluster != "local":
+        if "://" not in cluster:
+            raise RequestError(f"cluster is {cluster!r}; local or a scheduler's address (tcp://host:port) is needed.")
+        return Client(cluster)
+    if workers is not None and workers < 1:
+        raise RequestError(f"workers is {workers}; at least 1 is needed.")
+    count = workers or 1
+    return Client(
+        n_workers=count,
+        threads_per_worker=max(1, CPU_COUNT // count),
+        processes=workers is not None,
+        dashboard_address="127.0.0.1:0" if importlib.util.find_spec("bokeh") else None,
+    )

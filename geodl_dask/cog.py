@@ -1,0 +1,137 @@
+"""A change raster to a Cloud-Optimized GeoTIFF: one small GeoTIFF per block, then one GDAL COG pass."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import rasterio
+import rasterio.shutil
+import xarray as xr
+from odc.geo.geobox import GeoBox
+from rasterio.dtypes import dtype_rev
+from rasterio.enums import Resampling
+
+from .blocks import Index, Progress, regular_blocks, store_blocks
+from .classes import ClassTable
+from .errors import OutputError
+from .outputs import Written, check_output, growing_output, publish
+
+COG_BLOCK_PX = 512
+GDAL_CACHE_MB = 256
+"""GDAL's own default is a share of the machine's memory."""
+
+
+@dataclass(frozen=True)
+class GeoTiffParts:
+    """Block store: each block is a GeoTIFF of its own in one folder."""
+
+    folder: str
+    """Where the parts lie."""
+
+    def path(self, index: Index) -> Path:
+        """The part of one block."""
+        return Path(self.folder, f"{index[0]}_{index[1]}.tif")
+
+    def is_done(self, index: Index) -> bool:
+        """Whether the part is there."""
+        return self.path(index).exists()
+
+    def write_block(self, index: Index, values: np.ndarray) -> None:
+        """Write one part, atomically: (y, x). Runs on workers."""
+        part = self.path(index)
+        unfinished = part.with_name(f"{part.stem}.{os.getpid()}.{time.monotonic_ns()}")
+        profile = {
+            "driver": "GTiff", "count": 1, "dtype": values.dtype, "height": values.shape[0], "width": values.shape[1],
+            "tiled": True, "blockxsize": COG_BLOCK_PX, "blockysize": COG_BLOCK_PX, "compress": "zstd", "zstd_level": 1,
+        }  # fmt: skip
+        with rasterio.open(unfinished, "w", **profile) as dataset:
+            dataset.write(values, 1)
+        os.replace(unfinished, part)
+
+
+def write_cog(
+    change: xr.DataArray,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Written:
+    """Compute a change raster block by block into a Cloud-Optimized GeoTIFF.
+
+    change : (y, x) integers as `detect_change` gives it. The file has the class colours as its palette, nodata,
+    overviews by the most frequent value, and class table and provenance as tags.
+    Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
+    Raises OutputError, OutputExistsError or BlockFailedError; what was there before stays until the new one is whole.
+    """
+    started = time.perf_counter()
+    out = check_output(path, (".tif", ".tiff"), overwrite=overwrite)
+    grid, blocks = change.odc.geobox, regular_blocks(change)
+    if not isinstance(grid, GeoBox) or grid.crs is None:
+        raise OutputError("The change raster has no CRS or no evenly spaced y, x coordinates; it cannot be placed on a map.")
+    with growing_output(out) as partial:
+        parts = GeoTiffParts(str(partial))
+        pixels = store_blocks(blocks, parts, progress)
+        mosaic = partial / "parts.vrt"
+        mosaic.write_text(_mosaic(blocks, parts, grid, change.attrs), encoding="utf-8")
+        finished = partial / "finished.tif"
+        with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_MB, VRT_SHARED_SOURCE=False):
+            rasterio.shutil.copy(
+                mosaic, finished, driver="COG", compress="deflate", blocksize=COG_BLOCK_PX, num_threads="all_cpus",
+                overview_resampling=Resampling.mode.name, bigtiff="if_safer",
+            )  # fmt: skip
+        publish(finished, out)
+    return Written(out, time.perf_counter() - started, pixels)
+
+
+def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str, Any]) -> str:
+    """A GDAL virtual raster (VRT) over the parts, with all that the file shall say of itself."""
+    height, width = blocks.shape
+    dataset = ET.Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
+    ET.SubElement(dataset, "SRS").text = grid.crs.to_wkt() if grid.crs else ""
+    ET.SubElement(dataset, "GeoTransform").text = ", ".join(repr(value) for value in grid.transform.to_gdal())
+    metadata = ET.SubElement(dataset, "Metadata")
+    for key, value in attrs.items():
+        ET.SubElement(metadata, "MDI", key=key).text = value if isinstance(value, str) else json.dumps(value)
+    band = ET.SubElement(dataset, "VRTRasterBand", dataType=_gdal_type(blocks.dtype), band="1")
+    ET.SubElement(band, "Description").text = "change"
+    if "_FillValue" in attrs:
+        ET.SubElement(band, "NoDataValue").text = str(attrs["_FillValue"])
+    _add_palette(band, ClassTable.from_attrs(attrs), blocks.dtype)
+    starts = [np.cumsum((0, *lengths)).tolist() for lengths in blocks.chunks]
+    for row, rows in enumerate(blocks.chunks[0]):
+        for col, cols in enumerate(blocks.chunks[1]):
+            source = ET.SubElement(band, "SimpleSource")
+            ET.SubElement(source, "SourceFilename", relativeToVRT="1").text = parts.path((row, col)).name
+            ET.SubElement(source, "SourceBand").text = "1"
+            ET.SubElement(
+                source, "SourceProperties", RasterXSize=str(cols), RasterYSize=str(rows), DataType=_gdal_type(blocks.dtype),
+                BlockXSize=str(COG_BLOCK_PX), BlockYSize=str(COG_BLOCK_PX),
+            )  # fmt: skip
+            size = {"xSize": str(cols), "ySize": str(rows)}
+            ET.SubElement(source, "SrcRect", xOff="0", yOff="0", **size)
+            ET.SubElement(source, "DstRect", xOff=str(starts[1][col]), yOff=str(starts[0][row]), **size)
+    return ET.tostring(dataset, encoding="unicode")
+
+
+def _add_palette(band: ET.Element, table: ClassTable | None, dtype: np.dtype[Any]) -> None:
+    """The class colours; GeoTIFF has palettes for 8 and 16 bits alone. Other values are transparent."""
+    if table is None or dtype.itemsize > 2:
+        return
+    ET.SubElement(band, "ColorInterp").text = "Palette"
+    palette = ET.SubElement(band, "ColorTable")
+    colors = {each.value: (*each.color, 255) for each in table.classes}
+    for value in range(np.iinfo(dtype).max + 1):
+        red, green, blue, alpha = map(str, colors.get(value, (0, 0, 0, 0)))
+        ET.SubElement(palette, "Entry", c1=red, c2=green, c3=blue, c4=alpha)
+
+
+def _gdal_type(dtype: np.dtype[Any]) -> str:
+    return str(rasterio.dtypes.typename_fwd[dtype_rev[dtype.name]])

@@ -1,0 +1,140 @@
+"""Two haloed blocks in, one block of class values out. Runs on workers; imports no Dask."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from .classes import ClassTable
+from .devices import Processor, choose_device
+from .errors import InferenceError
+from .rasters import RasterFile
+from .runners import Batch, Runner, RunnerSpec, load_runner
+from .tiling import BlockPlan, Window, crop_to_core, tile_views
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Everything that turns pixels into class values; small and picklable."""
+
+    spec: RunnerSpec
+    """How to load the model."""
+    processor: Processor
+    """What it may run on."""
+    plan: BlockPlan
+    """The tile lattice, and the blocks."""
+
+
+def infer_file_block(inference: Inference, rasters: tuple[RasterFile, RasterFile], index: tuple[int, int]) -> np.ndarray:
+    """Class values of block ``index``, read from two files with the halo that they need.
+
+    Returns (y, x) in the class table's dtype. Raises RasterReadError or InferenceError.
+    """
+    core = inference.plan.core(index)
+    window = inference.plan.haloed(core)
+    (from_pixels, from_valid), (to_pixels, to_valid) = (raster.read(window) for raster in rasters)
+    return infer_block(inference, core, from_pixels, to_pixels, from_valid & to_valid)
+
+
+def infer_block(
+    inference: Inference, core: Window, from_pixels: np.ndarray, to_pixels: np.ndarray, valid: np.ndarray
+) -> np.ndarray:
+    """Class values of the pixels of ``core``.
+
+    core : the block's window of the grid, whole strides from the grid's upper-left corner.
+    from_pixels, to_pixels : (band, y, x) as stored, over the core and its halo, clipped to the grid.
+    valid : (y, x) bool, the same window, True where both dates have an observation.
+    Returns (y, x) over the core in the class table's dtype, nodata where not valid.
+    Raises InferenceError.
+    """
+    plan, table = inference.plan, inference.spec.definition.classes
+    runner, lane = runner_of_process(inference.spec, inference.processor)
+    fill = plan.fill(core)
+    valid = np.pad(valid, fill)
+    tiles = _Tiles(
+        tile_views(_filled(from_pixels, fill, valid, inference), plan.tile),
+        tile_views(_filled(to_pixels, fill, valid, inference), plan.tile),
+        tile_views(valid, plan.tile),
+        plan.origins(core),
+    )
+    (rows, cols), (height, width) = plan.tiles_yx(core), plan.tile.stride_yx
+    values = np.full((rows * cols, height, width), table.nodata, table.dtype)
+    observed = crop_to_core(tiles.valid.reshape(-1, *plan.tile.size_yx), plan.tile)
+    for batch, members in tiles.batches(np.flatnonzero(observed.any(axis=(1, 2))), runner.batch_size):
+        with lane:
+            prediction = runner.predict(batch)
+        values[members] = decide(crop_to_core(prediction, plan.tile), runner, table)[: len(members)]
+    values[~observed] = table.nodata
+    block = values.reshape(rows, cols, height, width).swapaxes(1, 2).reshape(rows * height, cols * width)
+    return np.ascontiguousarray(block[: core.height, : core.width])
+
+
+def decide(prediction: np.ndarray, runner: Runner, table: ClassTable) -> np.ndarray:
+    """Class values of a prediction.
+
+    prediction : what ``runner`` gave: scores (tile, class, y, x) or class values (tile, y, x).
+    Returns (tile, y, x) in the table's dtype: the class of the highest score, or, for one score, the class
+    above or below ``runner.threshold``. Raises InferenceError for values that are none.
+    """
+    if runner.returns == "classes":
+        limit = np.iinfo(table.dtype).max
+        if prediction.min() < 0 or prediction.max() > limit:
+            raise InferenceError(
+                f"The model answered with values {prediction.min()} to {prediction.max()}; {table.dtype} holds 0 to {limit}."
+            )
+        return prediction.astype(table.dtype)
+    if np.isnan(prediction).any():
+        raise InferenceError("The model answered with NaN scores for pixels that are all finite.")
+    if prediction.shape[1] == 1:
+        above, below = table.change_values()
+        return np.where(prediction[:, 0] > runner.threshold, above, below).astype(table.dtype)
+    return np.array(table.values, table.dtype)[prediction.argmax(axis=1)]
+
+
+def runner_of_process(spec: RunnerSpec, processor: Processor) -> tuple[Runner, AbstractContextManager[object]]:
+    """This process's runner of a model, loaded once, and what to hold while it predicts (its one lane)."""
+    with _loading:
+        return _load(spec, processor)
+
+
+_loading = threading.Lock()
+
+
+@lru_cache(maxsize=2)
+def _load(spec: RunnerSpec, processor: Processor) -> tuple[Runner, AbstractContextManager[object]]:
+    runner = load_runner(replace(spec, device=choose_device(processor)))
+    return runner, nullcontext() if runner.is_thread_safe else threading.Lock()
+
+
+def _filled(
+    pixels: np.ndarray, fill: tuple[tuple[int, int], tuple[int, int]], valid: np.ndarray, inference: Inference
+) -> np.ndarray:
+    """(band, y, x) over whole tiles: the one place where pixels without observation get their value, which is 0.
+
+    Both dates get it where either has no observation, so that no edge looks like a change.
+    """
+    padded = np.pad(pixels.astype(inference.spec.pixel_type, copy=False), ((0, 0), *fill))
+    return padded if valid.all() else np.where(valid, padded, padded.dtype.type(0))
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Views (row, column, ..., y, x) of a block's tiles; `batches` copies out as many as one call takes."""
+
+    from_pixels: np.ndarray
+    to_pixels: np.ndarray
+    valid: np.ndarray
+    origins: np.ndarray
+
+    def batches(self, members: np.ndarray, size: int) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Batches of exactly ``size`` tiles (the last is filled up with its last tile) and which tiles they answer."""
+        for start in range(0, len(members), size):
+            answered = members[start : start + size]
+            taken = np.pad(answered, (0, size - len(answered)), mode="edge")
+            at = np.unravel_index(taken, self.valid.shape[:2])
+            yield Batch(self.from_pixels[at], self.to_pixels[at], self.valid[at], self.origins[taken]), answered

@@ -1,0 +1,140 @@
+"""Pictures of results, drawn with matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import MissingDependencyError
+
+WIDTH_PX, DPI = 1800, 150
+MARGIN_IN, GAP_IN, TITLE_IN, LEGEND_IN, ROW_IN = 0.2, 0.15, 0.4, 0.5, 0.25
+LONGEST_SIDE_PX = 2048
+STRETCH_PERCENT = (2, 98)
+PAPER, INK, EDGE, BLANK = "#FFFFFF", "#22282D", "#00000055", (255, 255, 255)
+LEGEND_COLUMNS = 5
+LEGEND_STYLE = {
+    "loc": "lower center",
+    "frameon": False,
+    "fontsize": 9,
+    "labelcolor": INK,
+    "handlelength": 1.2,
+    "handleheight": 1.2,
+    "columnspacing": 2.2,
+}
+
+Array = NDArray[Any]
+
+
+def save_change_picture(
+    path: str | PathLike[str],
+    from_pixels: Array,
+    to_pixels: Array,
+    change: Array,
+    class_names: Sequence[str],
+    class_colors: Sequence[tuple[int, int, int]],
+    class_values: Sequence[int],
+) -> None:
+    """Save a PNG, 1800 pixels wide: before, after and change side by side, and a legend.
+
+    from_pixels, to_pixels : (band, y, x) of any dtype. Three bands or more are shown as red, green,
+    blue; fewer as gray. All but uint8 is stretched, by date and band, from the 2nd percentile to
+    the 98th.
+    change : (y, x) class values; a value without a class is left white.
+    class_colors : red, green, blue, each 0 to 255. The legend adds each class's share of the area.
+
+    Raises MissingDependencyError where matplotlib is not installed.
+    """
+    plt = _load_matplotlib()
+    panels = {
+        "Before": _show_image(_thin(from_pixels)),
+        "After": _show_image(_thin(to_pixels)),
+        "Change": _show_classes(_thin(change), class_colors, class_values),
+    }
+    legend_in = LEGEND_IN + ROW_IN * ((len(class_values) - 1) // LEGEND_COLUMNS)
+    (width, height), panel = _measure_figure(change.shape, legend_in)
+    figure = plt.Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
+    for place, (title, image) in enumerate(panels.items()):
+        left = MARGIN_IN + place * (panel[0] + GAP_IN)
+        box = (left / width, legend_in / height, panel[0] / width, panel[1] / height)
+        _draw_panel(figure.add_axes(box), title, image)
+    patches = [
+        plt.Patch(
+            label=f"{name}  {np.mean(change == value):.1%}", fc=np.divide(color, 255), ec=EDGE
+        )
+        for name, color, value in zip(class_names, class_colors, class_values, strict=True)
+    ]
+    figure.legend(handles=patches, ncols=min(LEGEND_COLUMNS, len(patches)), **LEGEND_STYLE)
+    plt.FigureCanvasAgg(figure).print_png(path)
+
+
+def _draw_panel(axes: Any, title: str, image: NDArray[np.uint8]) -> None:
+    axes.imshow(image, interpolation="antialiased", aspect="equal")
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=6)
+    axes.spines[:].set(color=INK, linewidth=0.5, alpha=0.4)
+
+
+def _load_matplotlib() -> SimpleNamespace:
+    """Import the parts that need no display and leave no state behind."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Pictures need matplotlib, which is not installed. Install it with: "
+            'pip install "geodl_dask[plot]"'
+        ) from error
+    return SimpleNamespace(Figure=Figure, FigureCanvasAgg=FigureCanvasAgg, Patch=Patch)
+
+
+def _measure_figure(
+    shape_yx: tuple[int, ...], legend_in: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Give the figure's (width, height) and one panel's (width, height), in inches."""
+    width = WIDTH_PX / DPI
+    across = (width - 2 * MARGIN_IN - 2 * GAP_IN) / 3
+    # A strip of a raster would otherwise make a panel of no height, or a picture without end.
+    down = across * min(max(shape_yx[0] / shape_yx[1], 0.25), 2.5)
+    return (width, TITLE_IN + down + legend_in), (across, down)
+
+
+def _thin(image: Array) -> Array:
+    """Take every n-th row and column of a large (..., y, x) raster: more than a panel shows."""
+    step = -(-max(image.shape[-2:]) // LONGEST_SIDE_PX)
+    return image[..., ::step, ::step]
+
+
+def _show_image(pixels: Array) -> NDArray[np.uint8]:
+    """Give (y, x, 3) uint8 of (band, y, x) pixels of any dtype."""
+    bands = pixels[:3] if len(pixels) >= 3 else pixels[[0, 0, 0]]
+    if bands.dtype != np.uint8:
+        bands = np.stack([_stretch(band) for band in bands])
+    return np.ascontiguousarray(np.moveaxis(bands, 0, -1))
+
+
+def _stretch(band: Array) -> NDArray[np.uint8]:
+    """Map the 2nd to 98th percentile to 0 to 255; what is not finite is white."""
+    values = band.astype(np.float64)
+    finite = np.isfinite(values)
+    if not finite.any():
+        return np.full(band.shape, 255, np.uint8)
+    low, high = np.percentile(values[finite], STRETCH_PERCENT)
+    scaled = (values - low) * (255 / ((high - low) or 1.0))
+    return np.where(finite, np.clip(scaled, 0, 255), 255).astype(np.uint8)
+
+
+def _show_classes(
+    change: Array, colors: Sequence[tuple[int, int, int]], values: Sequence[int]
+) -> NDArray[np.uint8]:
+    """Give (y, x, 3) uint8 of (y, x) class values."""
+    image = np.full((*change.shape, 3), BLANK, np.uint8)
+    for value, color in zip(values, colors, strict=True):
+        image[change == value] = color
+    return image

@@ -1,0 +1,136 @@
+"""The ``Runner`` contract, and ``load_runner``, which finds the runner of a model.
+
+A runner is a loaded model on a device. It knows nothing of Dask, files or grids: it gets a batch of
+tiles and answers with scores or class values. Each runner lives in one module that owns one foreign
+library and is imported only when a model needs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from ..definition import ModelDefinition
+from ..errors import ModelDefinitionError, UntrustedCodeError
+from ..tiling import TileSpec
+
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class RunnerSpec:
+    """Everything a worker needs to load a runner; small, hashable and picklable. Weights stay on disk."""
+
+    definition: ModelDefinition
+    """The model."""
+    kind: Literal["native", "raster-function"]
+    """Who runs it: we, or the Python that the model brings."""
+    band_count: int
+    """Bands of each of the two rasters."""
+    pixel_type: str
+    """numpy name of the type that pixels of both rasters are delivered in, e.g. ``"uint8"``."""
+    arguments: tuple[tuple[str, str], ...] = ()
+    """Model arguments as text, names as the model has them."""
+    output: str | None = None
+    """Meaning of a native model's output; None: read off the first prediction."""
+    device: Device = "cpu"
+    """Where it runs; ``"cuda"`` is the one GPU that this process sees as 0."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tiles for one call of a runner. The arrays are read-only views or shared: never write into them."""
+
+    from_pixels: np.ndarray
+    """(tile, band, y, x) pixels of the from raster as stored; 0 where not valid."""
+    to_pixels: np.ndarray
+    """(tile, band, y, x) pixels of the to raster as stored; 0 where not valid."""
+    valid: np.ndarray
+    """(tile, y, x) bool, True where both dates have an observation; False outside the rasters."""
+    origins: np.ndarray
+    """(tile, 2) int64: row and column, in the grid, of each tile's upper-left pixel."""
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """A loaded model. Everything here is fixed once it is loaded."""
+
+    tile: TileSpec
+    """The window that it wants, and the margin of it that is cut from the prediction."""
+    batch_size: int
+    """Tiles per call of ``predict``; every call has exactly that many."""
+    returns: Literal["scores", "classes"]
+    """Whether ``predict`` gives scores, which the kernel decides, or class values."""
+    output: str
+    """What the scores are: logits, probabilities, distance; or classes."""
+    threshold: float | None
+    """One-channel scores: the class is the first non-zero value above this score, in the score's own unit."""
+    is_thread_safe: bool
+    """Whether ``predict`` may be called from several threads at once."""
+
+    def predict(self, batch: Batch) -> np.ndarray:
+        """Answer for a batch. Runs on workers.
+
+        Returns float32 scores (tile, class, y, x) or integer class values (tile, y, x), where y, x is
+        the whole tile or its core.
+        """
+        ...
+
+
+def choose_kind(definition: ModelDefinition, runner: str = "auto") -> Literal["native", "raster-function"]:
+    """Who runs this model: ``runner`` if it can, by default the model's own function where it names one.
+
+    Raises ModelDefinitionError where the definition has not what that runner needs.
+    """
+    has_function = definition.inference_function_name is not None
+    if runner == "raster-function" or (runner == "auto" and has_function):
+        if not has_function:
+            raise ModelDefinitionError(
+                f"{definition.source} names no InferenceFunction, so there is no raster function to run. Use --runner auto."
+            )
+        return "raster-function"
+    if runner not in ("auto", "native"):
+        raise ModelDefinitionError(f"runner is {runner!r}; auto, native or raster-function is needed.")
+    return "native"
+
+
+def require_trust(definition: ModelDefinition, kind: str, *, trust_code: bool) -> None:
+    """Refuse to go on where the model's own Python would run and nobody has said that it may.
+
+    Raises UntrustedCodeError.
+    """
+    if kind == "raster-function" and not trust_code:
+        raise UntrustedCodeError(
+            f"{definition.source} brings its own Python code ({definition.inference_function_name}), which would run "
+            "with your rights. If you trust where it comes from, say --trust-code (Python: trust_code=True)."
+        )
+
+
+def load_runner(spec: RunnerSpec) -> Runner:
+    """Load the model of ``spec``. Runs on the client once, and once per worker process.
+
+    Raises ModelFileError, ModelDefinitionError, ModelArgumentError, BandCountError, DeviceError or
+    MissingDependencyError.
+    """
+    if spec.kind == "raster-function":
+        from .raster_function import RasterFunctionRunner
+
+        return RasterFunctionRunner(spec)
+    from .native import NativeRunner
+
+    suffix = (spec.definition.model_file or "").lower().rpartition(".")[2]
+    if suffix == "onnx":
+        from .onnx import OnnxNetwork
+
+        return NativeRunner(spec, OnnxNetwork(spec))
+    if suffix in ("pt", "pt2"):
+        from .pytorch import TorchNetwork
+
+        return NativeRunner(spec, TorchNetwork(spec))
+    raise ModelDefinitionError(
+        f"{spec.definition.source} names no InferenceFunction, and its ModelFile is "
+        f"{spec.definition.keys.get('ModelFile')!r}; a TorchScript (.pt), torch.export (.pt2) or ONNX (.onnx) file is "
+        "needed to run it without one."
+    )

@@ -1,0 +1,214 @@
+"""What we run ourselves: bands, normalisation and the meaning of the answer, for any network of one file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from ..arguments import check_names, integer_argument
+from ..definition import ModelDefinition
+from ..errors import BandCountError, ModelDefinitionError, ModelFileError
+from ..tiling import TileSpec
+from . import Batch, RunnerSpec
+
+DEFAULT_BATCH_SIZE = 4
+
+
+class Network(Protocol):
+    """A loaded network: float32 arrays in, one array out."""
+
+    batch_size: int | None
+    """The batch axis's fixed length; None where any length will do."""
+
+    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+        """inputs : one (stack) or two (pair) float32 arrays (tile, band, y, x). Returns (tile, ..., y, x)."""
+        ...
+
+
+class NativeRunner:
+    """Runner of a network that stands in one file: TorchScript, torch.export or ONNX.
+
+    Raises ModelDefinitionError, ModelArgumentError, BandCountError or ModelFileError where definition, network
+    and rasters do not fit together: a first prediction on random pixels shows it before any work.
+    """
+
+    returns: Literal["scores", "classes"]
+    is_thread_safe: bool
+
+    def __init__(self, spec: RunnerSpec, network: Network) -> None:
+        definition, given = spec.definition, dict(spec.arguments)
+        known = ["batch_size"] if definition.model_padding is not None else ["padding", "batch_size"]
+        check_names(given, known, definition.source)
+        self._network = network
+        self._takes_pair = definition.native.input == "pair"
+        self._bands = _stacked_bands(definition, spec.band_count)
+        self._shift, self._scale = _normalisation(definition, len(self._bands), spec.pixel_type)
+        self._class_count = len(definition.classes.classes)
+        self._source = definition.source
+        self.tile = TileSpec(_tile_yx(definition), _padding(definition, given))
+        wanted = integer_argument(given, "batch_size", definition.batch_size or DEFAULT_BATCH_SIZE, 1)
+        self.batch_size = network.batch_size or wanted
+        # One GPU has one lane; CPU networks run one thread each, so several blocks may be under way.
+        self.is_thread_safe = spec.device == "cpu"
+        scores = self._forward(_random_batch(spec, self.tile, self.batch_size))
+        self._check_shape(scores, definition)
+        self.output = spec.output or definition.native.output or _meaning(scores, definition)
+        self.returns = "classes" if self.output == "classes" else "scores"
+        self._values = np.array(definition.classes.values)
+        self.threshold = _threshold(self.output, definition.native.threshold)
+        if scores.ndim == 4 and scores.shape[1] == 1:
+            definition.classes.change_values()
+
+    def predict(self, batch: Batch) -> np.ndarray:
+        """Scores (tile, class, y, x) float32, or class values (tile, y, x) where the network decides itself."""
+        answer = self._forward(batch)
+        if self.returns == "scores":
+            return answer.astype(np.float32, copy=False)
+        indices = (answer[:, 0] if answer.ndim == 4 else answer).astype(np.int64)
+        if indices.min() < 0 or indices.max() >= len(self._values):
+            raise ModelFileError(
+                f"{self._source} answered with class index {indices.min()} to {indices.max()}; Classes lists "
+                f"{len(self._values)}, so 0 to {len(self._values) - 1} are possible."
+            )
+        return self._values[indices]
+
+    def _forward(self, batch: Batch) -> np.ndarray:
+        stack = np.concatenate([batch.from_pixels, batch.to_pixels], axis=1)
+        if self._bands != tuple(range(stack.shape[1])):
+            stack = stack[:, self._bands]
+        ready = stack.astype(np.float32)
+        if self._scale is not None:
+            ready -= self._shift
+            ready /= self._scale
+        half = len(self._bands) // 2
+        inputs = (ready[:, :half], ready[:, half:]) if self._takes_pair else (ready,)
+        return self._network(*(np.ascontiguousarray(each) for each in inputs))
+
+    def _check_shape(self, scores: np.ndarray, definition: ModelDefinition) -> None:
+        (height, width), margin = self.tile.size_yx, definition.model_padding or 0
+        wanted_yx = (height - 2 * margin, width - 2 * margin)
+        channels = scores.shape[1] if scores.ndim == 4 else 1
+        if scores.ndim not in (3, 4) or scores.shape[0] != self.batch_size or scores.shape[-2:] != wanted_yx:
+            hint = " If it gives the centre of a tile alone, say so with ModelPadding." if not margin else ""
+            raise ModelFileError(
+                f"{self._source} answered with shape {scores.shape} to a batch of {self.batch_size} tiles; "
+                f"({self.batch_size}, classes, {wanted_yx[0]}, {wanted_yx[1]}) is needed.{hint}"
+            )
+        if channels not in (1, self._class_count):
+            raise ModelFileError(
+                f"{self._source} answers with {channels} scores per pixel, and Classes lists {self._class_count}; "
+                "as many, or one that is thresholded, are needed."
+            )
+
+
+def _tile_yx(definition: ModelDefinition) -> tuple[int, int]:
+    if definition.tile_yx is None:
+        raise ModelDefinitionError(f"{definition.source} has no ImageHeight and ImageWidth, the size of the model's tile.")
+    return definition.tile_yx
+
+
+def _padding(definition: ModelDefinition, given: dict[str, str]) -> int:
+    if definition.model_padding is not None:
+        return definition.model_padding
+    default = definition.padding if definition.padding is not None else _tile_yx(definition)[0] // 4
+    return integer_argument(given, "padding", default, 0)
+
+
+def _stacked_bands(definition: ModelDefinition, band_count: int) -> tuple[int, ...]:
+    """Indices into the stacked pair (from bands, then to bands) that the network takes."""
+    bands = definition.extract_bands or tuple(range(2 * band_count))
+    if max(bands) >= 2 * band_count or bands == tuple(range(len(bands))) != tuple(range(2 * band_count)):
+        needed = len(bands) // 2 if len(bands) % 2 == 0 else None
+        wish = f"{needed} of each date" if needed else f"{max(bands) + 1} in the stacked pair"
+        raise BandCountError(
+            f"{definition.source} takes {wish} (ExtractBands {list(bands)}); the rasters have {band_count} band(s) each. "
+            "Give rasters with just those bands, for instance made with: rio stack IN.tif --bidx 1,2,3 -o OUT.tif"
+        )
+    if definition.native.input == "pair" and len(bands) % 2:
+        raise ModelDefinitionError(f"{definition.source} takes a pair, and ExtractBands lists {len(bands)} bands, an odd number.")
+    return bands
+
+
+def _normalisation(
+    definition: ModelDefinition, channels: int, pixel_type: str
+) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """(shift, scale), each (channel, 1, 1) float32: the network is given (pixel - shift) / scale.
+
+    The first of these that the definition has: ``GeodlDask`` mean and std; ``NormalizationStats``
+    (band_min/max_values to 0..1, then scaled_mean/std_values where both stand); ``DataRange``, to which an
+    integer type's whole range is rescaled.
+    """
+    native, stats = definition.native, definition.keys.get("NormalizationStats")
+    if native.mean or native.std:
+        half = len(native.mean or native.std or ())
+        shift, scale = np.array(native.mean or [0.0] * half), np.array(native.std or [1.0] * half)
+    elif isinstance(stats, dict):
+        shift, scale = _from_statistics(stats, definition)
+    elif definition.data_range and np.issubdtype(pixel_type, np.integer):
+        (low, high), kind = definition.data_range, np.iinfo(pixel_type)
+        scale = np.array([(kind.max - kind.min) / (high - low)])
+        shift = kind.min - low * scale
+    else:
+        return None, None
+    if len(shift) == 1:
+        shift, scale = np.repeat(shift, channels), np.repeat(scale, channels)
+    elif 2 * len(shift) == channels:
+        shift, scale = np.tile(shift, 2), np.tile(scale, 2)
+    if len(shift) != channels or len(scale) != channels:
+        raise BandCountError(
+            f"{definition.source} normalises {len(shift)} band(s) of each date; the model is given {channels} of both."
+        )
+    return shift.astype(np.float32)[:, None, None], scale.astype(np.float32)[:, None, None]
+
+
+def _from_statistics(stats: dict[str, Any], definition: ModelDefinition) -> tuple[np.ndarray, np.ndarray]:
+    low, high = stats.get("band_min_values"), stats.get("band_max_values")
+    if not low or not high or len(low) != len(high) or any(a >= b for a, b in zip(low, high, strict=True)):
+        raise ModelDefinitionError(
+            f"{definition.source}: NormalizationStats needs band_min_values below band_max_values for each band of one "
+            f"date; it has {low} and {high}."
+        )
+    spread, mean, std = np.subtract(high, low), stats.get("scaled_mean_values"), stats.get("scaled_std_values")
+    if not mean or not std:
+        return np.array(low, float), spread
+    return low + np.multiply(mean, spread), np.multiply(std, spread)
+
+
+def _random_batch(spec: RunnerSpec, tile: TileSpec, size: int) -> Batch:
+    """A batch of noise that spans what such pixels usually are."""
+    shape = (size, spec.band_count, *tile.size_yx)
+    top = {"u1": 255, "i1": 127}.get(np.dtype(spec.pixel_type).str[1:], 10_000)
+    top = 1 if np.issubdtype(spec.pixel_type, np.floating) else top
+    noise = np.random.default_rng(0).random((2, *shape), dtype=np.float32) * top
+    pixels = noise.astype(spec.pixel_type)
+    return Batch(pixels[0], pixels[1], np.ones((size, *tile.size_yx), bool), np.zeros((size, 2), np.int64))
+
+
+def _meaning(scores: np.ndarray, definition: ModelDefinition) -> str:
+    """What scores on random pixels look like, where the definition does not say."""
+    if scores.ndim == 3 or np.issubdtype(scores.dtype, np.integer):
+        return "classes"
+    if scores.min() >= 0 and scores.max() <= 1:
+        return "probabilities"
+    if scores.min() < 0 or scores.shape[1] > 1:
+        return "logits"
+    raise ModelDefinitionError(
+        f"{definition.source} answers with one score of 0 to {scores.max():.3g} per pixel, which is neither a "
+        'probability nor a logit for certain. Say which in the definition: "GeodlDask": {"output": "distance", '
+        '"threshold": 1.0}.'
+    )
+
+
+def _threshold(output: str, threshold: float | None) -> float | None:
+    """The threshold in the score's own unit: a logit is compared with the logit of the probability."""
+    if output == "classes":
+        return None
+    if output == "distance":
+        return 1.0 if threshold is None else threshold
+    probability = 0.5 if threshold is None else threshold
+    if not 0 < probability < 1:
+        raise ModelDefinitionError(f"threshold is {probability}; a probability between 0 and 1 is needed for {output}.")
+    return math.log(probability / (1 - probability)) if output == "logits" else probability

@@ -1,0 +1,68 @@
+"""Networks that torch loads without their source: TorchScript (``.pt``) and torch.export (``.pt2``)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import ModelFileError
+from . import RunnerSpec
+
+
+class TorchNetwork:
+    """A torch network on one device. Raises ModelFileError where the file cannot be loaded or run."""
+
+    def __init__(self, spec: RunnerSpec) -> None:
+        path = spec.definition.model_file or ""
+        self._source = spec.definition.source
+        self._device = torch.device(spec.device)
+        self.batch_size: int | None = None
+        try:
+            self._module = self._load(path)
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AssertionError) as error:
+            raise ModelFileError(
+                f"{path} cannot be loaded as {'torch.export' if path.endswith('.pt2') else 'TorchScript'} by torch "
+                f"{torch.__version__}: {_first_line(error)}. Weights alone (a state dict) need their network: export it "
+                "with torch.export.save or torch.jit.save."
+            ) from error
+
+    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+        """float32 (tile, band, y, x) in, the network's answer out, on the CPU."""
+        before = torch.get_num_threads()
+        if self._device.type == "cpu" and before != 1:
+            torch.set_num_threads(1)  # of this thread: the blocks run side by side, and the bits must not depend on cores
+        try:
+            with torch.inference_mode():
+                answer = self._module(*(torch.from_numpy(each).to(self._device) for each in inputs))
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            shapes = " and ".join(str(each.shape) for each in inputs)
+            raise ModelFileError(
+                f"The network of {self._source} does not take {shapes} (tile, band, y, x): {_first_line(error)}. Check the "
+                'bands of the rasters, ImageHeight and ImageWidth, and "GeodlDask": {"input": "pair" or "stack"}.'
+            ) from error
+        finally:
+            if torch.get_num_threads() != before:
+                torch.set_num_threads(before)
+        if not isinstance(answer, torch.Tensor):
+            raise ModelFileError(f"The network of {self._source} answers with a {type(answer).__name__}; one tensor is needed.")
+        return np.asarray(answer.cpu().numpy())
+
+    def _load(self, path: str) -> Callable[..., Any]:
+        if not path.endswith(".pt2"):
+            with warnings.catch_warnings():  # TorchScript is deprecated in torch 2.13, and what people have
+                warnings.simplefilter("ignore")
+                return torch.jit.load(path, map_location=self._device).eval()
+        program = torch.export.load(path)
+        inputs = program.graph_signature.user_inputs
+        meta = next(node.meta["val"] for node in program.graph.nodes if node.name == inputs[0])
+        self.batch_size = meta.shape[0] if isinstance(meta.shape[0], int) else None
+        return program.module().to(self._device)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

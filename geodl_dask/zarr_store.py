@@ -1,0 +1,87 @@
+"""A change raster to a Zarr store, one chunk per block."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+import zarr
+from odc.geo.geobox import GeoBox
+
+from .blocks import Index, Progress, regular_blocks, store_blocks
+from .classes import ClassTable
+from .errors import OutputError
+from .outputs import Written, check_output, growing_output, publish
+
+VARIABLE = "change"
+
+
+@dataclass(frozen=True)
+class ZarrBlocks:
+    """Block store: each block is one chunk of one array, which Zarr writes atomically."""
+
+    path: str
+    """The array's folder."""
+    block_yx: tuple[int, int]
+    """Height and width of a chunk."""
+
+    def is_done(self, index: Index) -> bool:
+        """Whether the chunk's file is there."""
+        return Path(self.path, "c", str(index[0]), str(index[1])).exists()
+
+    def write_block(self, index: Index, values: np.ndarray) -> None:
+        """Write one whole chunk: (y, x). Runs on workers."""
+        row, col = index[0] * self.block_yx[0], index[1] * self.block_yx[1]
+        _open(self.path)[row : row + values.shape[0], col : col + values.shape[1]] = values
+
+
+def write_zarr(
+    change: xr.DataArray,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Written:
+    """Compute a change raster block by block into a Zarr (version 3) store.
+
+    change : (y, x) integers as `detect_change` gives it. The store holds the variable ``change`` with class
+    table, nodata and provenance as attributes, coordinates, and the CRS in ``spatial_ref`` (CF) and for GDAL.
+    Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
+    Raises OutputError, OutputExistsError or BlockFailedError; what was there before stays until the new one is whole.
+    """
+    started = time.perf_counter()
+    out = check_output(path, (".zarr",), overwrite=overwrite)
+    blocks = regular_blocks(change)
+    block_yx = (blocks.chunks[0][0], blocks.chunks[1][0])
+    with growing_output(out) as partial:
+        store = partial / out.name
+        _create(change.copy(data=blocks), store, block_yx)
+        pixels = store_blocks(blocks, ZarrBlocks(str(store / VARIABLE), block_yx), progress)
+        publish(store, out)
+    return Written(out, time.perf_counter() - started, pixels)
+
+
+def _create(change: xr.DataArray, store: Path, block_yx: tuple[int, int]) -> None:
+    """The store with everything but its chunks."""
+    grid, table = change.odc.geobox, ClassTable.from_attrs(change.attrs)
+    if not isinstance(grid, GeoBox) or grid.crs is None:
+        raise OutputError("The change raster has no CRS or no evenly spaced y, x coordinates; it cannot be placed on a map.")
+    variable = change.reset_encoding()
+    variable.attrs = dict(change.attrs)
+    # GDAL's Zarr driver reads the CRS from here; CF readers follow grid_mapping to spatial_ref.
+    variable.attrs["_CRS"] = {"wkt": grid.crs.to_wkt()}
+    nodata = variable.attrs.pop("_FillValue", table.nodata if table else 0)
+    encoding = {"chunks": block_yx, "write_empty_chunks": True, "grid_mapping": "spatial_ref", "_FillValue": nodata}
+    variable.to_dataset(name=VARIABLE).to_zarr(
+        store, compute=False, zarr_format=3, consolidated=False, encoding={VARIABLE: encoding}
+    )
+
+
+@lru_cache(maxsize=4)
+def _open(path: str) -> zarr.Array:
+    return zarr.open_array(path, mode="r+", config={"write_empty_chunks": True})

@@ -1,0 +1,2 @@
+# ruff: noqa
+legend = {"displayFieldName": "", "fieldAliases": {"Value": "Value", "Class": "Class"}, "features": []}

@@ -1,0 +1,10 @@
+# ruff: noqa
+from plain import Plain
+
+
+class Helper:
+    pass
+
+
+class AnotherName(Plain):
+    pass
