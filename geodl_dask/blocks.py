@@ -54,10 +54,13 @@ def store_blocks(array: da.Array, store: BlockStore, progress: Progress | None =
 
     array : (y, x) integers. Returns pixels written by value. Raises BlockFailedError.
     """
-    missing = [index for index in product(*map(range, array.numblocks)) if not store.is_done(index)]
+    rows, cols = array.numblocks
+    missing = [index for index in product(range(rows), range(cols)) if not store.is_done(index)]
     pixels: Counter[int] = Counter()
     with _active_client() as client:
-        futures = _rolling(client, array, store, missing) if stands_alone(array) else _at_once(client, array, store, missing)
+        futures = (
+            _rolling(client, array, store, missing) if stands_alone(array) else _at_once(client, array, store, missing)
+        )
         for future in futures:
             pixels.update(future.result())
             if progress:
@@ -66,7 +69,7 @@ def store_blocks(array: da.Array, store: BlockStore, progress: Progress | None =
 
 
 def regular_blocks(change: xr.DataArray) -> da.Array:
-    """The data of a lazy or computed DataArray (y, x), in blocks that all have the first one's size but for the last."""
+    """The data of a DataArray (y, x), lazy or computed, in blocks of one size but for the last ones."""
     array = da.asarray(change.data)
     sizes = tuple(max(lengths) for lengths in array.chunks)
     return array.rechunk(sizes)

@@ -20,7 +20,7 @@ from .devices import Processor
 from .kernel import Inference, infer_block, infer_file_block, runner_of_process
 from .rasters import RasterFile, RasterPair, open_pair
 from .runners import RunnerSpec, choose_kind, require_trust
-from .tiling import BlockPlan, Window, plan_blocks
+from .tiling import Window, plan_blocks
 
 
 def detect_change(
@@ -56,7 +56,7 @@ def detect_change(
     given = tuple(parse_arguments(arguments).items())
     spec = RunnerSpec(definition, kind, pair.from_raster.band_count, pair.dtype, given)
     loaded, _ = runner_of_process(spec, processor)
-    plan = plan_blocks(tuple(pair.grid.shape), loaded.tile, chunks)
+    plan = plan_blocks(pair.grid.shape.yx, loaded.tile, chunks)
     inference = Inference(replace(spec, output=loaded.output), processor, plan)
     return _label(_build(inference, pair), inference, pair)
 
@@ -85,14 +85,16 @@ def _infer_file_block(inference: Inference, rasters: tuple[RasterFile, RasterFil
 def _build_from_arrays(inference: Inference, pair: RasterPair) -> da.Array:
     """Blocks that borrow their halo from neighbouring blocks."""
     plan, table = inference.plan, inference.spec.definition.classes
-    # A block cannot borrow more than its neighbour has, so a thin last block is merged for the while.
+    # A block cannot borrow more than its neighbour has, so thin blocks are merged for the while.
     chunks = tuple(_merge_thin(lengths, plan.tile.padding) for lengths in plan.chunks)
     halo = tuple(plan.tile.padding if len(lengths) > 1 else 0 for lengths in chunks)
     (from_pixels, from_valid), (to_pixels, to_valid) = (
         raster.arrays((chunks[0], chunks[1])) for raster in (pair.from_raster, pair.to_raster)
     )
     haloed = [
-        overlap(array, depth=dict(enumerate(((0,) if array.ndim == 3 else ()) + halo)), boundary="none", allow_rechunk=False)
+        overlap(
+            array, depth=dict(enumerate(((0,) if array.ndim == 3 else ()) + halo)), boundary="none", allow_rechunk=False
+        )
         for array in (from_pixels, to_pixels, from_valid & to_valid)
     ]
     # The class value needs the neighbours' pixels, not their bands: one block along the band axis.
@@ -119,9 +121,14 @@ def _infer_array_block(
 
 
 def _merge_thin(lengths: tuple[int, ...], least: int) -> tuple[int, ...]:
-    if len(lengths) > 1 and lengths[-1] < least:
-        return (*lengths[:-2], lengths[-2] + lengths[-1])
-    return lengths
+    """Neighbouring blocks put together until each has ``least`` pixels, or there is one."""
+    merged: list[int] = []
+    for length in lengths:
+        if merged and (merged[-1] < least or length < least):
+            merged[-1] += length
+        else:
+            merged.append(length)
+    return tuple(merged)
 
 
 def _label(change: da.Array, inference: Inference, pair: RasterPair) -> xr.DataArray:

@@ -85,7 +85,8 @@ class ClassTable:
         """
         if len(self.classes) > 2:
             raise ModelDefinitionError(
-                f"The model gives one score per pixel, which tells two classes apart; Classes lists {len(self.classes)}."
+                f"The model gives one score per pixel, which tells two classes apart; Classes lists "
+                f"{len(self.classes)}."
             )
         above = next((value for value in self.values if value != 0), None)
         if above is None:

@@ -70,7 +70,9 @@ def _verbosity(command: Any) -> Any:
     "--processor-type", type=click.Choice(["auto", "cpu", "gpu"], case_sensitive=False), default="auto",
     show_default=True, help="Where the model runs; auto takes a GPU where there is one.",
 )  # fmt: skip
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Worker processes; without it, threads of this one.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), metavar="N", help="Worker processes; without it, threads of this one."
+)
 @click.option("--chunks", type=_Chunks(), default="auto", show_default=True, help="Side of a block, pixels.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT once the new result is whole.")
 @_verbosity
@@ -211,9 +213,7 @@ def _print_summary(change: xr.DataArray, written: Written, seconds: float) -> No
     for area in class_areas(change, written.pixels):
         color = "rgb({},{},{})".format(*area.model_class.color)
         size = f"{area.pixels:,} px" if area.hectares is None else f"{area.hectares:,.2f} ha"
-        table.add_row(
-            Text("██", color), str(area.model_class.value), area.model_class.name, size, f"{area.share:.2%}"
-        )
+        table.add_row(Text("██", color), str(area.model_class.value), area.model_class.name, size, f"{area.share:.2%}")
     out.print(table)
     height, width = change.shape
     out.print(f"{written.path}: {width:,} x {height:,} pixels in {seconds:.1f} s", highlight=False)

@@ -54,7 +54,7 @@ class GeoTiffParts:
         }  # fmt: skip
         with rasterio.open(unfinished, "w", **profile) as dataset:
             dataset.write(values, 1)
-        os.replace(unfinished, part)
+        unfinished.replace(part)
 
 
 def write_cog(
@@ -75,7 +75,9 @@ def write_cog(
     out = check_output(path, (".tif", ".tiff"), overwrite=overwrite)
     grid, blocks = change.odc.geobox, regular_blocks(change)
     if not isinstance(grid, GeoBox) or grid.crs is None:
-        raise OutputError("The change raster has no CRS or no evenly spaced y, x coordinates; it cannot be placed on a map.")
+        raise OutputError(
+            "The change raster has no CRS or no evenly spaced y, x coordinates; it cannot be placed on a map."
+        )
     with growing_output(out) as partial:
         parts = GeoTiffParts(str(partial))
         pixels = store_blocks(blocks, parts, progress)
@@ -111,13 +113,14 @@ def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str
             source = ET.SubElement(band, "SimpleSource")
             ET.SubElement(source, "SourceFilename", relativeToVRT="1").text = parts.path((row, col)).name
             ET.SubElement(source, "SourceBand").text = "1"
+            block_px, width_px, height_px = str(COG_BLOCK_PX), str(cols), str(rows)
             ET.SubElement(
-                source, "SourceProperties", RasterXSize=str(cols), RasterYSize=str(rows), DataType=_gdal_type(blocks.dtype),
-                BlockXSize=str(COG_BLOCK_PX), BlockYSize=str(COG_BLOCK_PX),
+                source, "SourceProperties", RasterXSize=width_px, RasterYSize=height_px,
+                DataType=_gdal_type(blocks.dtype), BlockXSize=block_px, BlockYSize=block_px,
             )  # fmt: skip
-            size = {"xSize": str(cols), "ySize": str(rows)}
-            ET.SubElement(source, "SrcRect", xOff="0", yOff="0", **size)
-            ET.SubElement(source, "DstRect", xOff=str(starts[1][col]), yOff=str(starts[0][row]), **size)
+            at = {"xOff": str(starts[1][col]), "yOff": str(starts[0][row])}
+            ET.SubElement(source, "SrcRect", {"xOff": "0", "yOff": "0"}, xSize=width_px, ySize=height_px)
+            ET.SubElement(source, "DstRect", at, xSize=width_px, ySize=height_px)
     return ET.tostring(dataset, encoding="unicode")
 
 

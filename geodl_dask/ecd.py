@@ -190,11 +190,7 @@ def deep_learning_model_to_ecd(
     place = _relative(model, out.parent)
     with _staged(out.parent, [path.name for path in outputs], overwrite) as staging:
         packed = _packed(model, staging.parent / "packed.tar")
-        carrier = (
-            {"Encoding": "reference", "Path": place}
-            if reference
-            else {"Encoding": "base64", "Data": ""}
-        )
+        carrier = {"Encoding": "reference", "Path": place} if reference else {"Encoding": "base64", "Data": ""}
         definition["DeepLearningModel"] = {
             "FileName": _file_name({"name": model.name}, "name", f"{model}: "),
             "Kind": kind,
@@ -237,17 +233,13 @@ def read_ecd(path: StrPath) -> Ecd:
     info_name = _file_name(info, "FileName", f"{where}ExtraInfo.")
     text = _text(info, "Text", f"{where}ExtraInfo.")
     _parse_json(text.encode(), f"{where}ExtraInfo.Text")
-    model = _model(
-        _object(definition, "DeepLearningModel", where), f"{where}DeepLearningModel.", path
-    )
+    model = _model(_object(definition, "DeepLearningModel", where), f"{where}DeepLearningModel.", path)
     _check_names(info_name, model.file_name, where)
     return Ecd(path, classifier, bands, batch, classes, info_name, text, model)
 
 
 @_only_our_error()
-def extract(
-    path: StrPath, folder: StrPath, *, progress: Progress | None = None
-) -> tuple[Path, Path]:
+def extract(path: StrPath, folder: StrPath, *, progress: Progress | None = None) -> tuple[Path, Path]:
     """Write the model and the class information into a folder, byte for byte as they were.
 
     Returns their two paths. Size and digest are verified first; nothing that is there already is
@@ -286,14 +278,8 @@ def model_definition(ecd: Ecd, model_file: str) -> dict[str, Any]:
         "ModelFile": model_file,
         "ExtractBands": list(range(ecd.number_bands)),
         "BatchSize": ecd.mini_batch_size,
-        "Classes": [
-            {"Value": c.value, "Name": c.name, "Color": list(c.color)} for c in ecd.classes
-        ],
-        **{
-            key: given[key]
-            for key in (*kept, "GeodlDask")
-            if not isinstance(given.get(key), str | None)
-        },
+        "Classes": [{"Value": c.value, "Name": c.name, "Color": list(c.color)} for c in ecd.classes],
+        **{key: given[key] for key in (*kept, "GeodlDask") if not isinstance(given.get(key), str | None)},
     }
 
 
@@ -389,10 +375,7 @@ def _definition(info: Path, kind: str) -> dict[str, Any]:
     else:
         _refuse(f"{where}{_HEADER}", None, 'class information begins with it, as "...": 0')
     classifier, bands, batch, classes = _essentials(record, where, "NumberRasterBands")
-    rows = [
-        dict(zip(("ClassValue", "ClassName", *_COLORS), (c.value, c.name, *c.color), strict=True))
-        for c in classes
-    ]
+    rows = [dict(zip(("ClassValue", "ClassName", *_COLORS), (c.value, c.name, *c.color), strict=True)) for c in classes]
     return {
         "Classifier": classifier,
         "NumberClasses": len(rows),
@@ -418,9 +401,7 @@ def _class_information(emd: dict[str, Any], where: str, kind: str) -> dict[str, 
         _refuse(f"{where}Framework", framework, "the model's bytes do not tell it: write it here")
     inputs = emd.get("InputRastersProps")
     names = inputs.get("BandNames") if isinstance(inputs, dict) else None
-    bands = [
-        b for b in (emd.get("ExtractBands"), emd.get("AllTilesStats"), names) if isinstance(b, list)
-    ]
+    bands = [b for b in (emd.get("ExtractBands"), emd.get("AllTilesStats"), names) if isinstance(b, list)]
     if not any(bands):
         _refuse(f"{where}ExtractBands", emd.get("ExtractBands"), "a list such as [0, 1, 2]")
     classes = emd.get("Classes")
@@ -443,9 +424,7 @@ def _class_information(emd: dict[str, Any], where: str, kind: str) -> dict[str, 
     }
 
 
-def _essentials(
-    record: dict[str, Any], where: str, bands_key: str
-) -> tuple[str, int, int, tuple[EcdClass, ...]]:
+def _essentials(record: dict[str, Any], where: str, bands_key: str) -> tuple[str, int, int, tuple[EcdClass, ...]]:
     """Classifier, number of bands, mini batch size, classes."""
     return (
         _text(record, "Classifier", where),
@@ -468,11 +447,7 @@ def _class_table(records: object, where: str) -> tuple[EcdClass, ...]:
             first = list(table).index(value)
             raise EcdError(f"{place}.{prefix}Value is {value} again, as in Classes[{first}].")
         color = record.get("Color", [record.get(key) for key in _COLORS])
-        valid = (
-            [c for c in color if type(c) is int and 0 <= c <= 255]
-            if isinstance(color, list)
-            else []
-        )
+        valid = [c for c in color if type(c) is int and 0 <= c <= 255] if isinstance(color, list) else []
         if len(valid) != 3 or color != valid:
             _refuse(f"{place}.Color", color, "three whole numbers from 0 to 255")
         name = _text(record, f"{prefix}Name", f"{place}.")
@@ -497,12 +472,8 @@ def _model(record: dict[str, Any], where: str, ecd: Path) -> EcdModel:
         _refuse(f"{where}Encoding", encoding, '"base64" or "reference"')
     span = re.fullmatch(r"([0-9]{1,18})\+([0-9]{1,18})", _text(record, "Data", where))
     if span is None:
-        raise EcdError(
-            f"{where}Data is not the file's first string of that name; remove the other."
-        )
-    return EcdModel(
-        name, kind, container == "tar", size, digest, None, (int(span[1]), int(span[2]))
-    )
+        raise EcdError(f"{where}Data is not the file's first string of that name; remove the other.")
+    return EcdModel(name, kind, container == "tar", size, digest, None, (int(span[1]), int(span[2])))
 
 
 def _parse_json(data: bytes, name: str) -> dict[str, Any]:
@@ -579,9 +550,7 @@ def _file_name(record: dict[str, Any], key: str, where: str) -> str:
 
 def _check_names(info_name: str, model_name: str, where: str) -> None:
     if info_name.casefold() == model_name.casefold():
-        raise EcdError(
-            f"{where}class information and model are both called {model_name}; rename one."
-        )
+        raise EcdError(f"{where}class information and model are both called {model_name}; rename one.")
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -618,9 +587,7 @@ def _unpack(archive: Path, folder: Path) -> None:
         with tarfile.open(archive, "r:") as tar:
             for member in tar:
                 names = member.name.split("/")
-                target = folder.joinpath(
-                    *(_file_name({"": name}, "", "name in tar") for name in names)
-                )
+                target = folder.joinpath(*(_file_name({"": name}, "", "name in tar") for name in names))
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if member.isdir():
                     target.mkdir(exist_ok=True)
@@ -644,9 +611,7 @@ def _pieces(file: IO[bytes]) -> Iterator[bytes]:
         yield piece
 
 
-def _watched(
-    chunks: Iterable[bytes], size: int, digest: Any, progress: Progress | None
-) -> Iterator[bytes]:
+def _watched(chunks: Iterable[bytes], size: int, digest: Any, progress: Progress | None) -> Iterator[bytes]:
     done = 0
     for chunk in chunks:
         digest.update(chunk)
@@ -678,7 +643,7 @@ def _decoded(path: Path, offset: int, length: int) -> Iterator[bytes]:
                 length -= len(piece)
                 piece = waiting + piece
                 last = piece.rfind(b"\\", 0)
-                cut = last if length and 0 <= last and last > len(piece) - 6 else len(piece)
+                cut = last if length and last >= 0 and last > len(piece) - 6 else len(piece)
                 piece, waiting = piece[:cut], piece[cut:]
                 rest += piece if last < 0 else json.loads(b'"%b"' % piece).encode("ascii")
                 cut = len(rest) - len(rest) % 4
@@ -689,9 +654,7 @@ def _decoded(path: Path, offset: int, length: int) -> Iterator[bytes]:
             raise EcdError(f"{path}: the model's Data is not base64; it is damaged.") from error
 
 
-def _write_ecd(
-    path: Path, definition: dict[str, Any], packed: Path, progress: Progress | None
-) -> None:
+def _write_ecd(path: Path, definition: dict[str, Any], packed: Path, progress: Progress | None) -> None:
     """Write the JSON with the model's text streamed into it, then the digest in its place."""
     document = {
         "EsriClassifierDefinitionFile": 0,

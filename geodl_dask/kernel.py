@@ -30,7 +30,9 @@ class Inference:
     """The tile lattice, and the blocks."""
 
 
-def infer_file_block(inference: Inference, rasters: tuple[RasterFile, RasterFile], index: tuple[int, int]) -> np.ndarray:
+def infer_file_block(
+    inference: Inference, rasters: tuple[RasterFile, RasterFile], index: tuple[int, int]
+) -> np.ndarray:
     """Class values of block ``index``, read from two files with the halo that they need.
 
     Returns (y, x) in the class table's dtype. Raises RasterReadError or InferenceError.
@@ -85,7 +87,8 @@ def decide(prediction: np.ndarray, runner: Runner, table: ClassTable) -> np.ndar
         limit = np.iinfo(table.dtype).max
         if prediction.min() < 0 or prediction.max() > limit:
             raise InferenceError(
-                f"The model answered with values {prediction.min()} to {prediction.max()}; {table.dtype} holds 0 to {limit}."
+                f"The model answered with values {prediction.min()} to {prediction.max()}; {table.dtype} holds 0 to "
+                f"{limit}."
             )
         return prediction.astype(table.dtype)
     if np.isnan(prediction).any():

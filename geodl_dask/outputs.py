@@ -42,7 +42,10 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], *, ove
         raise OutputError(f"The folder {out.parent} of the output does not exist; make it first.")
     if not os.access(out.parent, os.W_OK):
         raise OutputError(f"The folder {out.parent} of the output cannot be written to.")
-    for standing, what in ((out, "exists"), (partial_of(out), "is what an interrupted run left, or one that is running")):
+    for standing, what in (
+        (out, "exists"),
+        (partial_of(out), "is what an interrupted run left, or one that is running"),
+    ):
         if standing.exists() and not overwrite:
             raise OutputExistsError(f"{standing} {what}. Choose another name, or say --overwrite (overwrite=True).")
     return out
@@ -69,9 +72,9 @@ def growing_output(out: Path) -> Iterator[Path]:
 def publish(finished: Path, out: Path) -> None:
     """Give a finished file or folder its final name, in the place of what stood there."""
     if not out.is_dir():
-        os.replace(finished, out)
+        finished.replace(out)
         return
     old = out.with_name(out.name + ".old")
-    os.replace(out, old)
-    os.replace(finished, out)
+    out.replace(old)
+    finished.replace(out)
     shutil.rmtree(old)

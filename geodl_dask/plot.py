@@ -64,9 +64,7 @@ def save_change_picture(
         box = (left / width, legend_in / height, panel[0] / width, panel[1] / height)
         _draw_panel(figure.add_axes(box), title, image)
     patches = [
-        plt.Patch(
-            label=f"{name}  {np.mean(change == value):.1%}", fc=np.divide(color, 255), ec=EDGE
-        )
+        plt.Patch(label=f"{name}  {np.mean(change == value):.1%}", fc=np.divide(color, 255), ec=EDGE)
         for name, color, value in zip(class_names, class_colors, class_values, strict=True)
     ]
     figure.legend(handles=patches, ncols=min(LEGEND_COLUMNS, len(patches)), **LEGEND_STYLE)
@@ -88,15 +86,12 @@ def _load_matplotlib() -> SimpleNamespace:
         from matplotlib.patches import Patch
     except ImportError as error:
         raise MissingDependencyError(
-            "Pictures need matplotlib, which is not installed. Install it with: "
-            'pip install "geodl_dask[plot]"'
+            'Pictures need matplotlib, which is not installed. Install it with: pip install "geodl_dask[plot]"'
         ) from error
     return SimpleNamespace(Figure=Figure, FigureCanvasAgg=FigureCanvasAgg, Patch=Patch)
 
 
-def _measure_figure(
-    shape_yx: tuple[int, ...], legend_in: float
-) -> tuple[tuple[float, float], tuple[float, float]]:
+def _measure_figure(shape_yx: tuple[int, ...], legend_in: float) -> tuple[tuple[float, float], tuple[float, float]]:
     """Give the figure's (width, height) and one panel's (width, height), in inches."""
     width = WIDTH_PX / DPI
     across = (width - 2 * MARGIN_IN - 2 * GAP_IN) / 3
@@ -130,9 +125,7 @@ def _stretch(band: Array) -> NDArray[np.uint8]:
     return np.where(finite, np.clip(scaled, 0, 255), 255).astype(np.uint8)
 
 
-def _show_classes(
-    change: Array, colors: Sequence[tuple[int, int, int]], values: Sequence[int]
-) -> NDArray[np.uint8]:
+def _show_classes(change: Array, colors: Sequence[tuple[int, int, int]], values: Sequence[int]) -> NDArray[np.uint8]:
     """Give (y, x, 3) uint8 of (y, x) class values."""
     image = np.full((*change.shape, 3), BLANK, np.uint8)
     for value, color in zip(values, colors, strict=True):

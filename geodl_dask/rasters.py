@@ -18,6 +18,7 @@ import odc.geo.xr  # noqa: F401  (registers the .odc accessor)
 import rasterio
 import rasterio.enums
 import rasterio.errors
+import rioxarray  # noqa: F401  (registers the .rio accessor)
 import xarray as xr
 from odc.geo.geobox import GeoBox
 from rasterio.windows import Window as RasterioWindow
@@ -43,7 +44,7 @@ class RasterFile:
     bands: tuple[int, ...]
     """Band numbers that hold pixels (from 1), without an alpha band."""
     dtype: str
-    """numpy name of the type that holds every band."""
+    """NumPy name of the type that holds every band."""
     all_valid: bool
     """True where the file has neither nodata nor a mask, so that every finite pixel is valid."""
 
@@ -105,7 +106,7 @@ class RasterArray:
 
     @property
     def dtype(self) -> str:
-        """numpy name of the pixel type."""
+        """NumPy name of the pixel type."""
         return str(self.pixels.dtype)
 
     @property
@@ -141,7 +142,7 @@ class RasterPair:
 
     @property
     def dtype(self) -> str:
-        """numpy name of the smallest type that holds the pixels of both."""
+        """NumPy name of the smallest type that holds the pixels of both."""
         return str(np.result_type(self.from_raster.dtype, self.to_raster.dtype))
 
 
@@ -170,9 +171,7 @@ def open_raster(raster: Any, role: str = "raster") -> Raster:
         return _describe_array(raster, role)
     if isinstance(raster, str | os.PathLike):
         return _describe_file(os.fspath(raster), role)
-    raise RasterInputError(
-        f"{role} is a {type(raster).__name__}; a path, a URL or an xarray DataArray is needed."
-    )
+    raise RasterInputError(f"{role} is a {type(raster).__name__}; a path, a URL or an xarray DataArray is needed.")
 
 
 def _describe_file(path: str, role: str) -> RasterFile:
@@ -231,15 +230,15 @@ def _require_real(dtype: np.dtype[Any] | None, name: str, role: str) -> np.dtype
 
 def _require_same_grid(from_raster: Raster, to_raster: Raster) -> None:
     ours, theirs = from_raster.grid, to_raster.grid
-    to_from_px = ~ours.transform * theirs.transform
     height, width = ours.shape
     corners = ((0, 0), (width, 0), (0, height), (width, height))
-    shift_px = max(np.hypot(*np.subtract(to_from_px * corner, corner)) for corner in corners)
+    shift_px = max(np.hypot(*np.subtract(ours.wld2pix(*theirs.pix2wld(*corner)), corner)) for corner in corners)
     if ours.crs == theirs.crs and ours.shape == theirs.shape and shift_px <= GRID_TOLERANCE_PX:
         return
     raise GridMismatchError(
-        f"The rasters do not share a grid. from_raster is {_describe_grid(ours)}; to_raster is {_describe_grid(theirs)}. "
-        "Warp one to the other first, for instance with: rio warp TO to_on_from_grid.tif --like FROM"
+        f"The rasters do not share a grid. from_raster is {_describe_grid(ours)}; to_raster is "
+        f"{_describe_grid(theirs)}. Warp one to the other first, for instance with: "
+        "rio warp TO to_on_from_grid.tif --like FROM"
     )
 
 

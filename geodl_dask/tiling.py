@@ -35,13 +35,15 @@ class TileSpec:
 
     def __post_init__(self) -> None:
         if min(self.size_yx) < 1:
-            raise TileGeometryError(f"The tile is {self.size_yx[0]} x {self.size_yx[1]} pixels; at least 1 x 1 is needed.")
+            raise TileGeometryError(
+                f"The tile is {self.size_yx[0]} x {self.size_yx[1]} pixels; at least 1 x 1 is needed."
+            )
         if self.padding < 0:
             raise TileGeometryError(f"padding is {self.padding}; it must be 0 or more pixels.")
         if 2 * self.padding >= min(self.size_yx):
             raise TileGeometryError(
-                f"padding {self.padding} leaves nothing of a tile of {self.size_yx[0]} x {self.size_yx[1]} pixels: it is "
-                f"cut from every side, so it must be at most {(min(self.size_yx) - 1) // 2}."
+                f"padding {self.padding} leaves nothing of a tile of {self.size_yx[0]} x {self.size_yx[1]} pixels: it "
+                f"is cut from every side, so it must be at most {(min(self.size_yx) - 1) // 2}."
             )
 
     @property
@@ -76,7 +78,9 @@ class BlockPlan:
 
     def __post_init__(self) -> None:
         if min(self.shape_yx) < 1:
-            raise TileGeometryError(f"The grid is {self.shape_yx[0]} x {self.shape_yx[1]} pixels: there is nothing to do.")
+            raise TileGeometryError(
+                f"The grid is {self.shape_yx[0]} x {self.shape_yx[1]} pixels: there is nothing to do."
+            )
         if any(block < 1 or block % stride for block, stride in zip(self.block_yx, self.tile.stride_yx, strict=True)):
             raise TileGeometryError(
                 f"Blocks of {self.block_yx} pixels are not whole strides of {self.tile.stride_yx} pixels (y, x)."
@@ -144,12 +148,11 @@ def plan_blocks(shape_yx: tuple[int, int], tile: TileSpec, chunks: int | Literal
     ``"auto"`` aims at 16 blocks or more, of 512 to 2,048 pixels a side. It looks at nothing but the grid, so
     that a run that is continued elsewhere has the same blocks. Raises TileGeometryError for chunks below 1.
     """
-    if chunks == "auto":
-        chunks = min(max(512, math.isqrt(shape_yx[0] * shape_yx[1] // 16)), 2048)
-    if chunks < 1:
-        raise TileGeometryError(f"chunks is {chunks}; a number of pixels above 0, or auto, is needed.")
+    wanted = min(max(512, math.isqrt(shape_yx[0] * shape_yx[1] // 16)), 2048) if chunks == "auto" else chunks
+    if wanted < 1:
+        raise TileGeometryError(f"chunks is {wanted}; a number of pixels above 0, or auto, is needed.")
     block_y, block_x = (
-        max(1, min(chunks, -(-length // stride) * stride) // stride) * stride
+        max(1, min(wanted, -(-length // stride) * stride) // stride) * stride
         for length, stride in zip(shape_yx, tile.stride_yx, strict=True)
     )
     return BlockPlan(shape_yx, (block_y, block_x), tile)

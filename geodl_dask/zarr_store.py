@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -70,7 +71,9 @@ def _create(change: xr.DataArray, store: Path, block_yx: tuple[int, int]) -> Non
     """The store with everything but its chunks."""
     grid, table = change.odc.geobox, ClassTable.from_attrs(change.attrs)
     if not isinstance(grid, GeoBox) or grid.crs is None:
-        raise OutputError("The change raster has no CRS or no evenly spaced y, x coordinates; it cannot be placed on a map.")
+        raise OutputError(
+            "The change raster has no CRS or no evenly spaced y, x coordinates; it cannot be placed on a map."
+        )
     variable = change.reset_encoding()
     variable.attrs = dict(change.attrs)
     # GDAL's Zarr driver reads the CRS from here; CF readers follow grid_mapping to spatial_ref.
@@ -83,5 +86,5 @@ def _create(change: xr.DataArray, store: Path, block_yx: tuple[int, int]) -> Non
 
 
 @lru_cache(maxsize=4)
-def _open(path: str) -> zarr.Array:
+def _open(path: str) -> zarr.Array[Any]:
     return zarr.open_array(path, mode="r+", config={"write_empty_chunks": True})

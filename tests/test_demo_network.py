@@ -79,9 +79,7 @@ def test_model_file_loads_without_this_package():
     subprocess.run(command, check=True, cwd=MODEL_FOLDER, timeout=60)
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 8, 8), (1, 64, 128), (2, 40, 72), (5, 256, 256), (1, 520, 8)]
-)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 64, 128), (2, 40, 72), (5, 256, 256), (1, 520, 8)])
 def test_any_batch_and_any_multiple_of_eight_is_taken(network, shape):
     tiles, rows, cols = shape
     with torch.inference_mode():

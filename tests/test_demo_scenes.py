@@ -81,8 +81,6 @@ def test_training_never_sees_a_scene_that_measures_or_shows():
 def test_scenes_need_numpy_alone():
     tree = ast.parse(Path(scenes.__file__).read_text(encoding="utf-8"))
     names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    names += [
-        each.name for node in ast.walk(tree) if isinstance(node, ast.Import) for each in node.names
-    ]
+    names += [each.name for node in ast.walk(tree) if isinstance(node, ast.Import) for each in node.names]
     foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
     assert foreign == {"numpy"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rioxarray  # noqa: F401
 import xarray as xr
 from conftest import CLASSES, TRANSFORM, write_definition, write_raster
 from hypothesis import HealthCheck, given, settings
@@ -33,7 +34,9 @@ class PositionRunner:
 
     def predict(self, batch):
         assert len(batch.from_pixels) == self.batch_size
-        return np.stack([answer(*each, self.tile) for each in zip(batch.from_pixels, batch.to_pixels, batch.valid, strict=True)])
+        return np.stack(
+            [answer(*each, self.tile) for each in zip(batch.from_pixels, batch.to_pixels, batch.valid, strict=True)]
+        )
 
 
 def answer(from_tile, to_tile, valid, tile: TileSpec) -> np.ndarray:
@@ -82,7 +85,9 @@ def cases(draw: st.DrawFn) -> Case:
     images = rng.integers(0, 255, (2, *shape)).astype(np.uint8)
     images[rng.random((2, *shape)) < draw(st.sampled_from([0.0, 0.02, 0.9]))] = NODATA
     tiled = {"tiled": True, "blockxsize": 16, "blockysize": 32}
-    layout = draw(st.sampled_from([tiled, {"tiled": False, "interleave": "pixel"}, {"tiled": False, "compress": "lzw"}]))
+    layout = draw(
+        st.sampled_from([tiled, {"tiled": False, "interleave": "pixel"}, {"tiled": False, "compress": "lzw"}])
+    )
     door = draw(st.sampled_from(["files", "arrays", "mixed"]))
     return Case(tile, images[0], images[1], draw(st.integers(1, 80)), draw(st.integers(1, 5)), layout, door)
 
@@ -117,6 +122,7 @@ def as_array(image: np.ndarray) -> xr.DataArray:
         "x": TRANSFORM.c + TRANSFORM.a * (np.arange(width) + 0.5),
     }
     array = xr.DataArray(image, dims=("band", "y", "x"), coords=coords).rio.write_crs("EPSG:32633")
+    array = array.rio.write_transform(TRANSFORM)  # a single row or column does not tell its size
     return array.rio.write_nodata(NODATA).chunk({"y": 11, "x": 17})
 
 

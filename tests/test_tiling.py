@@ -49,7 +49,9 @@ def test_a_filled_block_holds_the_tiles_of_the_whole_filled_grid(plan):
         for col in range(plan.blocks_yx[1]):
             core = plan.core((row, col))
             window = plan.haloed(core)
-            read = image[window.row_off : window.row_off + window.height, window.col_off : window.col_off + window.width]
+            read = image[
+                window.row_off : window.row_off + window.height, window.col_off : window.col_off + window.width
+            ]
             tiles = tile_views(np.pad(read, plan.fill(core)), plan.tile)
             assert tiles.shape[:2] == plan.tiles_yx(core)
             flat = tiles.reshape(-1, *plan.tile.size_yx)

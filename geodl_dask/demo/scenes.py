@@ -180,9 +180,7 @@ def render_pair(seed: int, shape_yx: Shape) -> ScenePair:
     1000 x 1000 pixels has nearly always every class. Raises ValueError for sides under 64 pixels.
     """
     if min(shape_yx) < SHORTEST_SIDE_PX:
-        raise ValueError(
-            f"shape_yx is {shape_yx}; sides of at least {SHORTEST_SIDE_PX} pixels are needed."
-        )
+        raise ValueError(f"shape_yx is {shape_yx}; sides of at least {SHORTEST_SIDE_PX} pixels are needed.")
     rng = _generator(seed, 0)
     ground = _lay_ground(rng, shape_yx)
     place = _plant(rng, ground, *_build(rng, ground))
@@ -260,9 +258,7 @@ def _linear(color: Rgb) -> Array:
     return (np.asarray(color, np.float32) ** np.float32(2.2))[:, None, None]
 
 
-def _window(
-    shape: Shape, y: float, x: float, reach_px: float
-) -> tuple[tuple[slice, slice], Array, Array]:
+def _window(shape: Shape, y: float, x: float, reach_px: float) -> tuple[tuple[slice, slice], Array, Array]:
     """Give the square around a point, cut at the edges: its slices, its rows' y, its columns' x."""
     ends = [
         (max(0, int(at - reach_px)), max(0, min(length, int(at + reach_px) + 2)))
@@ -583,9 +579,7 @@ def _unbend(uv: Array, v: float, u: float) -> tuple[float, float]:
     return y, x
 
 
-def _draw_house(
-    rng: Generator, y: float, x: float, angle: float, side: int, stands: tuple[bool, bool]
-) -> list[Wing]:
+def _draw_house(rng: Generator, y: float, x: float, angle: float, side: int, stands: tuple[bool, bool]) -> list[Wing]:
     """Design a house, often L-shaped, with a drive to the street on that side."""
     turn = angle + rng.choice([0, np.pi / 2]) + rng.normal(0, 0.03)
     length, width = rng.uniform(8, 11.5), rng.uniform(5.5, 7)

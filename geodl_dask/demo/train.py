@@ -86,9 +86,7 @@ def main() -> None:
     logger.info("%.0f s: trained", time.monotonic() - started)
     export_network(network, MODEL_FOLDER / WEIGHTS_NAME)
     write_definition(samples, MODEL_FOLDER / DEFINITION_NAME)
-    for seed, scene in zip(
-        EVALUATION_SEEDS, render_scenes(EVALUATION_SEEDS, EVALUATION_SHAPE_YX), strict=True
-    ):
+    for seed, scene in zip(EVALUATION_SEEDS, render_scenes(EVALUATION_SEEDS, EVALUATION_SHAPE_YX), strict=True):
         scores = score_classes(find_change(MODEL_FOLDER, scene), scene.truth)
         figures = "  ".join(f"{name} {score:.3f}" for name, score in scores.items())
         logger.info("seed %d: F1 %s", seed, figures)
@@ -106,9 +104,7 @@ def gather_samples(scenes: Sequence[ScenePair]) -> Samples:
     # Both dates share three figures per band, or the order of the dates would leak into them.
     bands = pixels.reshape(-1, 3, *pixels.shape[2:])[..., ::7, ::7]
     mean, std = bands.mean((0, 2, 3)).round(1), bands.std((0, 2, 3)).round(1)
-    mean_6, std_6 = (
-        torch.tensor(np.tile(each, 2), dtype=torch.float32)[:, None, None] for each in (mean, std)
-    )
+    mean_6, std_6 = (torch.tensor(np.tile(each, 2), dtype=torch.float32)[:, None, None] for each in (mean, std))
     return Samples(pixels, np.stack([s.truth for s in scenes]), mean_6, std_6)
 
 
@@ -116,9 +112,7 @@ def train_network(samples: Samples, rng: Generator) -> ChangeNetwork:
     """Minimise weighted cross entropy over random crops. Returns the network in eval mode."""
     network = ChangeNetwork(len(CLASS_NAMES))
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.15
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.15)
     weigh = nn.CrossEntropyLoss(torch.tensor(CLASS_WEIGHTS))
     spots = _index_classes(samples.truth)
     total = 0.0
@@ -143,9 +137,7 @@ def _index_classes(truth: NDArray[np.uint8]) -> list[NDArray[Any]]:
     return [each for each in spots if len(each)]
 
 
-def draw_batch(
-    rng: Generator, samples: Samples, spots: Sequence[NDArray[Any]]
-) -> tuple[Tensor, Tensor]:
+def draw_batch(rng: Generator, samples: Samples, spots: Sequence[NDArray[Any]]) -> tuple[Tensor, Tensor]:
     """Cut crops around pixels of every class alike.
 
     Returns normalised pixels (crop, 6, y, x) float32 and truth (crop, y, x) int64.
@@ -211,9 +203,7 @@ def write_definition(samples: Samples, path: Path) -> None:
 def find_change(folder: Path, scene: ScenePair) -> NDArray[np.uint8]:
     """Run the exported model over a whole scene. Returns (y, x) class values."""
     definition = json.loads((folder / DEFINITION_NAME).read_text(encoding="utf-8"))
-    mean, std = (
-        torch.tensor(definition["GeodlDask"][key])[:, None, None] for key in ("mean", "std")
-    )
+    mean, std = (torch.tensor(definition["GeodlDask"][key])[:, None, None] for key in ("mean", "std"))
     network = torch.export.load(folder / WEIGHTS_NAME).module()
     pair = (scene.from_pixels, scene.to_pixels)
     with torch.inference_mode():
@@ -225,14 +215,8 @@ def find_change(folder: Path, scene: ScenePair) -> NDArray[np.uint8]:
 def score_classes(found: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dict[str, float]:
     """Give the pixelwise F1 score, 0 to 1, of any change and of each class of change."""
     pairs = {"any change": (found > 0, truth > 0)}
-    pairs |= {
-        name: (found == value, truth == value)
-        for value, name in enumerate(CLASS_NAMES)
-        if value > 0
-    }
-    return {
-        name: float(2 * (a & b).sum() / max(1, a.sum() + b.sum())) for name, (a, b) in pairs.items()
-    }
+    pairs |= {name: (found == value, truth == value) for value, name in enumerate(CLASS_NAMES) if value > 0}
+    return {name: float(2 * (a & b).sum() / max(1, a.sum() + b.sum())) for name, (a, b) in pairs.items()}
 
 
 if __name__ == "__main__":

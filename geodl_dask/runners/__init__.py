@@ -88,7 +88,8 @@ def choose_kind(definition: ModelDefinition, runner: str = "auto") -> Literal["n
     if runner == "raster-function" or (runner == "auto" and has_function):
         if not has_function:
             raise ModelDefinitionError(
-                f"{definition.source} names no InferenceFunction, so there is no raster function to run. Use --runner auto."
+                f"{definition.source} names no InferenceFunction, so there is no raster function to run. Use "
+                "--runner auto."
             )
         return "raster-function"
     if runner not in ("auto", "native"):

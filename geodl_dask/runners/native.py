@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -45,7 +44,7 @@ class NativeRunner:
         self._network = network
         self._takes_pair = definition.native.input == "pair"
         self._bands = _stacked_bands(definition, spec.band_count)
-        self._shift, self._scale = _normalisation(definition, len(self._bands), spec.pixel_type)
+        self._normalisation = _normalisation(definition, len(self._bands), spec.pixel_type)
         self._class_count = len(definition.classes.classes)
         self._source = definition.source
         self.tile = TileSpec(_tile_yx(definition), _padding(definition, given))
@@ -80,9 +79,10 @@ class NativeRunner:
         if self._bands != tuple(range(stack.shape[1])):
             stack = stack[:, self._bands]
         ready = stack.astype(np.float32)
-        if self._scale is not None:
-            ready -= self._shift
-            ready /= self._scale
+        if self._normalisation:
+            shift, scale = self._normalisation
+            ready -= shift
+            ready /= scale
         half = len(self._bands) // 2
         inputs = (ready[:, :half], ready[:, half:]) if self._takes_pair else (ready,)
         return self._network(*(np.ascontiguousarray(each) for each in inputs))
@@ -106,7 +106,9 @@ class NativeRunner:
 
 def _tile_yx(definition: ModelDefinition) -> tuple[int, int]:
     if definition.tile_yx is None:
-        raise ModelDefinitionError(f"{definition.source} has no ImageHeight and ImageWidth, the size of the model's tile.")
+        raise ModelDefinitionError(
+            f"{definition.source} has no ImageHeight and ImageWidth, the size of the model's tile."
+        )
     return definition.tile_yx
 
 
@@ -124,17 +126,17 @@ def _stacked_bands(definition: ModelDefinition, band_count: int) -> tuple[int, .
         needed = len(bands) // 2 if len(bands) % 2 == 0 else None
         wish = f"{needed} of each date" if needed else f"{max(bands) + 1} in the stacked pair"
         raise BandCountError(
-            f"{definition.source} takes {wish} (ExtractBands {list(bands)}); the rasters have {band_count} band(s) each. "
-            "Give rasters with just those bands, for instance made with: rio stack IN.tif --bidx 1,2,3 -o OUT.tif"
+            f"{definition.source} takes {wish} (ExtractBands {list(bands)}); the rasters have {band_count} band(s) "
+            "each. Give rasters with just those bands, for instance made with: rio stack IN.tif --bidx 1,2,3 -o OUT.tif"
         )
     if definition.native.input == "pair" and len(bands) % 2:
-        raise ModelDefinitionError(f"{definition.source} takes a pair, and ExtractBands lists {len(bands)} bands, an odd number.")
+        raise ModelDefinitionError(
+            f"{definition.source} takes a pair, and ExtractBands lists {len(bands)} bands, an odd number."
+        )
     return bands
 
 
-def _normalisation(
-    definition: ModelDefinition, channels: int, pixel_type: str
-) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+def _normalisation(definition: ModelDefinition, channels: int, pixel_type: str) -> tuple[np.ndarray, np.ndarray] | None:
     """(shift, scale), each (channel, 1, 1) float32: the network is given (pixel - shift) / scale.
 
     The first of these that the definition has: ``GeodlDask`` mean and std; ``NormalizationStats``
@@ -152,7 +154,7 @@ def _normalisation(
         scale = np.array([(kind.max - kind.min) / (high - low)])
         shift = kind.min - low * scale
     else:
-        return None, None
+        return None
     if len(shift) == 1:
         shift, scale = np.repeat(shift, channels), np.repeat(scale, channels)
     elif 2 * len(shift) == channels:

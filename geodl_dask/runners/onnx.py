@@ -25,13 +25,15 @@ class OnnxNetwork:
         provider = "CUDAExecutionProvider" if spec.device == "cuda" else "CPUExecutionProvider"
         if provider not in onnxruntime.get_available_providers():
             raise DeviceError(
-                f"{path} should run on the GPU, and this ONNX Runtime has no {provider}: pip install onnxruntime-gpu, or "
-                "ask for the processor type cpu."
+                f"{path} should run on the GPU, and this ONNX Runtime has no {provider}: pip install onnxruntime-gpu, "
+                "or ask for the processor type cpu."
             )
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=[provider])
         except Exception as error:  # onnxruntime's errors derive from Exception alone
-            raise ModelFileError(f"{path} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}") from error
+            raise ModelFileError(
+                f"{path} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}"
+            ) from error
         self._inputs = [each.name for each in self._session.get_inputs()]
         first = self._session.get_inputs()[0].shape[0]
         self.batch_size = first if isinstance(first, int) else None
@@ -40,8 +42,8 @@ class OnnxNetwork:
         """float32 (tile, band, y, x) in, the network's first output out."""
         if len(inputs) != len(self._inputs):
             raise ModelFileError(
-                f"The network of {self._source} has {len(self._inputs)} input(s) {self._inputs}; it is given {len(inputs)}. "
-                'Say which with "GeodlDask": {"input": "pair" or "stack"}.'
+                f"The network of {self._source} has {len(self._inputs)} input(s) {self._inputs}; it is given "
+                f'{len(inputs)}. Say which with "GeodlDask": {{"input": "pair" or "stack"}}.'
             )
         try:
             answer = self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))[0]

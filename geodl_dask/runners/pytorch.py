@@ -26,29 +26,32 @@ class TorchNetwork:
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, AssertionError) as error:
             raise ModelFileError(
                 f"{path} cannot be loaded as {'torch.export' if path.endswith('.pt2') else 'TorchScript'} by torch "
-                f"{torch.__version__}: {_first_line(error)}. Weights alone (a state dict) need their network: export it "
-                "with torch.export.save or torch.jit.save."
+                f"{torch.__version__}: {_first_line(error)}. Weights alone (a state dict) need their network: export "
+                "it with torch.export.save or torch.jit.save."
             ) from error
 
     def __call__(self, *inputs: np.ndarray) -> np.ndarray:
         """float32 (tile, band, y, x) in, the network's answer out, on the CPU."""
         before = torch.get_num_threads()
         if self._device.type == "cpu" and before != 1:
-            torch.set_num_threads(1)  # of this thread: the blocks run side by side, and the bits must not depend on cores
+            # Of this thread alone: blocks run side by side, and the bits must not depend on the cores.
+            torch.set_num_threads(1)
         try:
             with torch.inference_mode():
                 answer = self._module(*(torch.from_numpy(each).to(self._device) for each in inputs))
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             shapes = " and ".join(str(each.shape) for each in inputs)
             raise ModelFileError(
-                f"The network of {self._source} does not take {shapes} (tile, band, y, x): {_first_line(error)}. Check the "
-                'bands of the rasters, ImageHeight and ImageWidth, and "GeodlDask": {"input": "pair" or "stack"}.'
+                f"The network of {self._source} does not take {shapes} (tile, band, y, x): {_first_line(error)}. Check "
+                'the bands of the rasters, ImageHeight and ImageWidth, and "GeodlDask": {"input": "pair" or "stack"}.'
             ) from error
         finally:
             if torch.get_num_threads() != before:
                 torch.set_num_threads(before)
         if not isinstance(answer, torch.Tensor):
-            raise ModelFileError(f"The network of {self._source} answers with a {type(answer).__name__}; one tensor is needed.")
+            raise ModelFileError(
+                f"The network of {self._source} answers with a {type(answer).__name__}; one tensor is needed."
+            )
         return np.asarray(answer.cpu().numpy())
 
     def _load(self, path: str) -> Callable[..., Any]:

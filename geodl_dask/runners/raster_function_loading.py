@@ -274,7 +274,7 @@ def _claim_gpu() -> None:
 
     if not torch.cuda.is_available():
         raise DeviceError("The raster function is to run on a GPU, and torch sees none in this process.")
-    torch.cuda.init()  # type: ignore[no-untyped-call]
+    torch.cuda.init()
 
 
 def _device_variables() -> dict[str, str | None]:

@@ -39,11 +39,27 @@ class PairClassifier:
             {"name": "device", "dataType": "numeric", "required": False, "displayName": "Device", "description": ""},
         ]
         if "ModelPadding" not in self.json_info:
-            parameters.append({"name": "padding", "dataType": "numeric", "value": 0, "required": False,
-                               "displayName": "Padding", "description": "Cut from every side"})
+            parameters.append(
+                {
+                    "name": "padding",
+                    "dataType": "numeric",
+                    "value": 0,
+                    "required": False,
+                    "displayName": "Padding",
+                    "description": "Cut from every side",
+                }
+            )
         if "BatchSize" not in self.json_info:
-            parameters.append({"name": "batch_size", "dataType": "numeric", "value": 1, "required": False,
-                               "displayName": "Batch Size", "description": "Tiles at a time"})
+            parameters.append(
+                {
+                    "name": "batch_size",
+                    "dataType": "numeric",
+                    "value": 1,
+                    "required": False,
+                    "displayName": "Batch Size",
+                    "description": "Tiles at a time",
+                }
+            )
         return self.child.getParameterInfo(parameters)
 
     def getConfiguration(self, **scalars):

@@ -8,7 +8,10 @@ from plain import Plain
 
 
 class Raises(Plain):
-    parameters = [{"name": "statement", "dataType": "string", "value": "pass"}, {"name": "number", "dataType": "string"}]
+    parameters = [
+        {"name": "statement", "dataType": "string", "value": "pass"},
+        {"name": "number", "dataType": "string"},
+    ]
 
     def initialize(self, model):
         Plain.initialize(self, model)

@@ -51,8 +51,19 @@ class Recorder(Plain):
     def updatePixels(self, tlc, shape, props, **blocks):
         pixels, mask = blocks["raster_pixels"], blocks["raster_mask"]
         flags = [pixels.flags.writeable, pixels.flags.c_contiguous, mask.flags.writeable]
-        self.calls.append(["updatePixels", props["pixelType"], list(props["extent"]), list(pixels.shape),
-                           str(pixels.dtype), list(mask.shape), str(mask.dtype), int(mask[0].sum()), flags])
+        self.calls.append(
+            [
+                "updatePixels",
+                props["pixelType"],
+                list(props["extent"]),
+                list(pixels.shape),
+                str(pixels.dtype),
+                list(mask.shape),
+                str(mask.dtype),
+                int(mask[0].sum()),
+                flags,
+            ]
+        )
         print("predicting")
         log.info("predicting")
         handler.close()

@@ -11,6 +11,8 @@ class TwoRasters(Plain):
         return None
 
     def updatePixels(self, tlc, shape, props, **blocks):
-        assert np.array_equal(blocks["compositeraster_pixels"], np.concatenate([blocks["earlier_pixels"], blocks["later_pixels"]]))
+        assert np.array_equal(
+            blocks["compositeraster_pixels"], np.concatenate([blocks["earlier_pixels"], blocks["later_pixels"]])
+        )
         assert blocks["later_mask"].shape == blocks["later_pixels"].shape
         return {"output_pixels": self.classes(blocks["earlier_pixels"][0], blocks["later_pixels"][0])}

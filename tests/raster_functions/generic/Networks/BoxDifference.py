@@ -8,8 +8,16 @@ from Networks.base import BaseClassifier
 
 class ChildImageClassifier(BaseClassifier):
     def getParameterInfo(self, required):
-        required.append({"name": "threshold", "dataType": "numeric", "value": 900, "required": True,
-                         "displayName": "Threshold", "description": "Sum of differences above which a pixel is change"})
+        required.append(
+            {
+                "name": "threshold",
+                "dataType": "numeric",
+                "value": 900,
+                "required": True,
+                "displayName": "Threshold",
+                "description": "Sum of differences above which a pixel is change",
+            }
+        )
         return required
 
     def inference(self, batch, **scalars):
