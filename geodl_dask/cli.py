@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import dask.config
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -141,6 +142,8 @@ def _manners(verbose: int) -> Iterator[None]:
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err)], force=True)
     logging.getLogger("geodl_dask").setLevel(level)
+    if not dask.config.get("logging", None):  # distributed reads it when it is imported, which is later
+        dask.config.set({"logging": {"distributed": "info" if verbose > 1 else "warning"}})
     try:
         yield
     except GeodlError as error:

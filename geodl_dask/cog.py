@@ -15,6 +15,7 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 import xarray as xr
+from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.dtypes import dtype_rev
 from rasterio.enums import Resampling
@@ -35,6 +36,10 @@ class GeoTiffParts:
 
     folder: str
     """Where the parts lie."""
+    transform: Affine
+    """Pixel to map coordinates of the whole raster."""
+    block_yx: tuple[int, int]
+    """Height and width of a block, pixels."""
 
     def path(self, index: Index) -> Path:
         """The part of one block."""
@@ -48,8 +53,10 @@ class GeoTiffParts:
         """Write one part, atomically: (y, x). Runs on workers."""
         part = self.path(index)
         unfinished = part.with_name(f"{part.stem}.{os.getpid()}.{time.monotonic_ns()}")
+        to_block = Affine.translation(index[1] * self.block_yx[1], index[0] * self.block_yx[0])
         profile = {
             "driver": "GTiff", "count": 1, "dtype": values.dtype, "height": values.shape[0], "width": values.shape[1],
+            "transform": self.transform @ to_block,
             "tiled": True, "blockxsize": COG_BLOCK_PX, "blockysize": COG_BLOCK_PX, "compress": "zstd", "zstd_level": 1,
         }  # fmt: skip
         with rasterio.open(unfinished, "w", **profile) as dataset:
@@ -79,7 +86,7 @@ def write_cog(
             "The change raster has no CRS or no evenly spaced y, x coordinates; it cannot be placed on a map."
         )
     with growing_output(out) as partial:
-        parts = GeoTiffParts(str(partial))
+        parts = GeoTiffParts(str(partial), grid.transform, (blocks.chunks[0][0], blocks.chunks[1][0]))
         pixels = store_blocks(blocks, parts, progress)
         mosaic = partial / "parts.vrt"
         mosaic.write_text(_mosaic(blocks, parts, grid, change.attrs), encoding="utf-8")

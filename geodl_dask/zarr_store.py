@@ -74,7 +74,7 @@ def _create(change: xr.DataArray, store: Path, block_yx: tuple[int, int]) -> Non
         raise OutputError(
             "The change raster has no CRS or no evenly spaced y, x coordinates; it cannot be placed on a map."
         )
-    variable = change.reset_encoding()
+    variable = change.drop_encoding()
     variable.attrs = dict(change.attrs)
     # GDAL's Zarr driver reads the CRS from here; CF readers follow grid_mapping to spatial_ref.
     variable.attrs["_CRS"] = {"wkt": grid.crs.to_wkt()}
