@@ -163,11 +163,12 @@ def _nothing() -> Iterator[None]:
 
 @contextmanager
 def _client(workers: int | None, *, quiet: bool) -> Iterator[None]:
-    from .cluster import connect
+    from .cluster import connect, dashboard_of
 
     with connect("local", workers=workers) as client:
-        if client.dashboard_link and not quiet and client.scheduler_info()["services"].get("dashboard"):
-            err.print(f"Dask dashboard: {client.dashboard_link}", highlight=False)
+        dashboard = dashboard_of(client)
+        if dashboard and not quiet:
+            err.print(f"Dask dashboard: {dashboard}", highlight=False)
         yield
 
 

@@ -31,3 +31,13 @@ def connect(cluster: str = "local", *, workers: int | None = None) -> Client:
         processes=workers is not None,
         dashboard_address="127.0.0.1:0" if importlib.util.find_spec("bokeh") else None,
     )
+
+
+def dashboard_of(client: Client) -> str | None:
+    """Address of the dashboard of the client's scheduler; None where it has none (bokeh is not installed)."""
+    port = client.scheduler_info()["services"].get("dashboard")
+    if not port:
+        return None
+    # The dashboard of a scheduler in this process listens to this machine alone, whatever the link says.
+    is_inside = client.scheduler.address.startswith("inproc")
+    return f"http://127.0.0.1:{port}/status" if is_inside else client.dashboard_link

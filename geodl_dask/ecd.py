@@ -1,29 +1,23 @@
 """Esri classifier definition (``.ecd``) around a deep learning model: write, read, take apart.
 
-Standalone: standard library only (Python 3.11 or newer), so a copy of this file alone works.
+Standalone: the standard library (Python 3.11 or newer) and nothing else, so that a copy of this file alone works::
 
     python -m geodl_dask.ecd MODEL CLASS_INFO.json OUT.ecd [--reference] [--emd] [--overwrite]
-    python -m geodl_dask.ecd --extract FILE.ecd FOLDER
+    python -m geodl_dask.ecd --extract FILE.ecd NEW_FOLDER
 
-**The layout is our own.** ArcGIS never published its own for deep learning, and the adaptor
-function that read it is gone. Ours is Esri's classic envelope with its classic class records::
+**The layout is our own.** ArcGIS never published its own for deep learning models, and the adaptor function that read
+it is gone. Ours is Esri's classic JSON envelope with its classic class records, in ASCII::
 
-    {"EsriClassifierDefinitionFile": 0, "FileVersion": 1, "NumberDefinitions": 1,
-     "Generator": "...", "Definitions": [
-      {"Classifier": "CNTK", "NumberClasses": 2, "RasterIsSegmented": false,
-       "NumberBands": 4, "MiniBatchSize": 16,
-       "Classes": [{"ClassValue": 100, "ClassName": "Impervious",
-                    "Red": 204, "Green": 204, "Blue": 204}, ...],
-       "ExtraInfo": {"FileName": "classInfo.json", "Text": "<class information as it was>"},
-       "DeepLearningModel": {
-        "FileName": "cntk.model", "Kind": "CNTK v2", "Container": "file",
-        "Size": 123456, "SHA256": "...", "Encoding": "base64", "Data": "..."}}]}
+    {"EsriClassifierDefinitionFile": 0, "FileVersion": 1, "NumberDefinitions": 1, "Generator": "...", "Definitions": [
+      {"Classifier": "CNTK", "NumberClasses": 2, "RasterIsSegmented": false, "NumberBands": 4, "MiniBatchSize": 16,
+       "Classes": [{"ClassValue": 100, "ClassName": "Impervious", "Red": 204, "Green": 204, "Blue": 204}, ...],
+       "ExtraInfo": {"FileName": "classInfo.json", "Text": "<the class information, every character of it>"},
+       "DeepLearningModel": {"Kind": "CNTK", "Files": [
+         {"FileName": "cntk.model", "Size": 123456, "Encoding": "base64", "Data": "...", "SHA256": "..."}]}}]}
 
-``ExtraInfo.Text`` holds every character of the input, byte order mark and line ends too.
-``Container`` is ``tar`` where the model is a folder (TensorFlow SavedModel); ``Size`` and
-``SHA256`` are then the tar's. ``Encoding`` is ``reference`` where the model stays outside;
-``Path``, relative to the ``.ecd``, then stands for ``Data``. The file is ASCII. ``Data`` comes
-last, but a reader must not rely on it: ours passes over ``Data`` wherever another JSON tool put it.
+A model that is a folder (a TensorFlow SavedModel) has one entry in ``Files`` for each file in it, such as
+``"FileName": "my_model/saved_model.pb"``; empty folders are not kept. A model that stays outside has ``"Encoding":
+"reference"`` and, for ``Data``, a ``Path`` relative to the ``.ecd``.
 """
 
 from __future__ import annotations
@@ -33,48 +27,38 @@ import binascii
 import colorsys
 import hashlib
 import json
+import logging
 import os
 import re
 import reprlib
-import shutil
-import struct
 import sys
-import tarfile
 import tempfile
-import time
-import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NoReturn, TextIO
+from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO
 
-_CHUNK = 3 << 18  # bytes; whole groups of 3 (bytes) and of 4 (base64)
-_INFO_LIMIT = 4 << 20
-_HEAD_LIMIT = 32 << 20
+_CHUNK = 3 << 16  # bytes; whole groups of 3 (bytes) and of 4 (base64)
+_LONGEST_INFO = 1 << 20  # bytes
+_LONGEST_HEAD = 16 << 20  # bytes of an .ecd without Data: at most twelvefold the class information
+_MOST_FILES = 4096
 _HEADER = "ImportDeepLearningModelToEsriExtraInfo"
-_EXPORT_NAME = "esri_model_definition.emd"
-_DATA = re.compile(rb'(?<!\\)"Data"\s*:\s*"')
-_SIZE = re.compile(rb'"Size"\s*:\s*([0-9]{1,18})\b')
-_FAMILIES = {"tensorflow": "TensorFlow", "keras": "TensorFlow", "cntk": "CNTK", "onnx": "ONNX"}
-_FAMILIES |= {"pytorch": "PyTorch", "torch": "PyTorch"}
-_MAGIC = {
-    b"\x89HDF\r\n\x1a\n": "Keras HDF5",
-    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.": "PyTorch pickle",
-    b"B\0C\0N\0\0\0": "CNTK v1",
-}
-_ZIP_MEMBERS = {
-    "constants.pkl": "PyTorch TorchScript",
-    "archive_format": "PyTorch export",
-    "serialized_exported_program.json": "PyTorch export",
-    "data.pkl": "PyTorch pickle",
-    "model.weights.h5": "Keras archive",
-}
+_EXPORT = "esri_model_definition.emd"
 _COLORS = ("Red", "Green", "Blue")
+_EMD_KEYS = ("ImageHeight", "ImageWidth", "DataRange", "ModelPadding", "NormalizationStats", "GeodlDask")
+_FRAMEWORKS = {"tensorflow": 1, "keras": 1, "cntk": 2, "onnx": 3, "pytorch": 4, "torch": 4}
+# How files begin: magic bytes, the first member of a zip, or the first fields of a protobuf message.
+_KINDS = (
+    ("Keras", rb"\x89HDF\r\n\x1a\n|PK\x03\x04.{26}(metadata|config)\.json"),
+    ("PyTorch", rb"PK\x03\x04.{26}(version|serialized_|[^/\0]+/(\.?data|version|archive_format|byteorder|code))"),
+    ("PyTorch", rb"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\."),
+    ("CNTK", rb"B\0C\0N\0|\x08\x01\x12.{1,5}?\x0a[\x03-\x40][a-z_]{3,}\x12"),
+    ("TensorFlow", rb"....TFL3|\x08\x01\x12.{1,5}?\x0a|\x0a.{1,5}?\x0a.{1,2}?[\w./-]+\x12.[A-Z_]\w+"),
+    ("ONNX", rb"\x08[\x01-\x7f][\x12\x1a\x22\x28\x32\x3a\x42]"),
+)
+
 StrPath = str | os.PathLike[str]
-Progress = Callable[[int, int], None]
-"""Called now and then with the bytes of the model done so far, and all of them."""
 
 
 class EcdError(ValueError):
@@ -85,40 +69,37 @@ class EcdExistsError(EcdError, FileExistsError):
     """The output is there already, and overwriting it was not asked for."""
 
 
-@dataclass(frozen=True)
-class EcdClass:
+class EcdClass(NamedTuple):
+    """A class: the value that stands in the classified raster, its name as given, and red, green, blue (0 to 255)."""
+
     value: int
-    """What stands in the classified raster."""
     name: str
-    """As given, leading blanks too."""
     color: tuple[int, int, int]
-    """Red, green, blue, 0 to 255."""
 
 
 @dataclass(frozen=True)
-class EcdModel:
-    file_name: str
-    """Name of the model file, or of the SavedModel folder."""
-    kind: str
-    """What `sniff_model` found when the file was written."""
-    is_folder: bool
-    """True for a SavedModel, which travels as a tar."""
+class EcdFile:
+    """One file of a model."""
+
+    name: str
+    """File name; in a SavedModel the path from its folder on, with forward slashes."""
     size_bytes: int
-    """Of the model file, or of the tar."""
     sha256: str
-    """Of the same bytes, in lower-case hexadecimal digits."""
+    """Lower-case hexadecimal digits."""
     path: Path | None
-    """Where a referenced model is expected; None if it is embedded."""
-    data_span: tuple[int, int] = (0, 0)
-    """Offset and length in bytes of an embedded model's base64 text."""
+    """Where a referenced file is expected; None if it is embedded."""
+    span: tuple[int, int] = (0, 0)
+    """Offset and length of an embedded file's base64 text in the ``.ecd``, bytes."""
 
 
 @dataclass(frozen=True)
 class Ecd:
+    """All that an ``.ecd`` holds but the model's bytes, which `extract` gives."""
+
     path: Path
     """The ``.ecd`` itself, absolute."""
     classifier: str
-    """The framework as the class information names it, such as "CNTK"."""
+    """The framework as the class information names it."""
     number_bands: int
     mini_batch_size: int
     """Tiles per call of the network."""
@@ -127,31 +108,42 @@ class Ecd:
     """File name that the class information had."""
     extra_info_text: str
     """The class information as it was; its UTF-8 encoding is the input, byte for byte."""
-    model: EcdModel
+    kind: str
+    """Framework that the model's bytes tell, as `sniff_model` gives it."""
+    files: tuple[EcdFile, ...]
 
     @property
     def extra_info(self) -> dict[str, Any]:
-        """The class information, parsed; unknown keys are all there."""
-        return _parse_json(self.extra_info_text.encode(), self.extra_info_name)
+        """The class information, parsed, with the keys that nobody knows."""
+        return _parse(self.extra_info_text.encode(), f"{self.path}: {self.extra_info_name}: ")
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model: the file, or the SavedModel's folder."""
+        return self.files[0].name.partition("/")[0]
 
     @property
     def contradiction(self) -> str:
-        """In words, that classifier and kind of model do not fit; "" if they do."""
-        return _contradiction(self.classifier, self.model.kind)
+        """Says that the model's bytes tell another framework than `classifier`; "" if they do not."""
+        named, found = (_FRAMEWORKS.get(name.casefold()) for name in (self.classifier, self.kind))
+        if not named or not found or named == found:
+            return ""
+        return f"Classifier is {self.classifier}, but {self.model_name} looks like {self.kind}; is it the right file?"
 
 
 @contextmanager
-def _only_our_error() -> Iterator[None]:
+def _own_error() -> Iterator[None]:
     try:
         yield
     except EcdError:
         raise
+    except RecursionError as error:
+        raise EcdError("the JSON is nested too deeply.") from error
     except OSError as error:
-        name = f"{error.filename}: " if error.filename else ""
-        raise EcdError(f"{name}{error.strerror or error}.") from error
+        raise EcdError(f"{error.filename or 'input or output'}: {error.strerror or error}.") from error
 
 
-@_only_our_error()
+@_own_error()
 def deep_learning_model_to_ecd(
     in_deep_learning_model: StrPath,
     in_classification_info_json: StrPath,
@@ -160,397 +152,304 @@ def deep_learning_model_to_ecd(
     reference: bool = False,
     emd: bool = False,
     overwrite: bool = False,
-    progress: Progress | None = None,
 ) -> Ecd:
     """Write a model and its class information as one ``.ecd``: the whole file, or nothing.
 
-    in_deep_learning_model : a model file of any framework, or a TensorFlow SavedModel folder.
-    in_classification_info_json : the reference tool's class information; or an ``.emd`` or a
-    training-data export folder (the classifier is then the model's own framework).
-    reference : leave the model where it is, and write its relative path and digest.
-    emd : write an equivalent model definition beside it, same name, suffix ``.emd``.
+    A model whose bytes tell another framework than ``Classifier`` is converted, and logged as a warning: which names
+    ArcGIS took is not known.
 
-    Warns, and goes on, where `Classifier` names another framework than the model's bytes do: which
-    names ArcGIS took is not known. Raises EcdError, or EcdExistsError.
+    Parameters
+    ----------
+    in_deep_learning_model
+        Model file of any framework, or TensorFlow SavedModel folder.
+    in_classification_info_json
+        The reference tool's class information; or an ``.emd``, or a folder of exported training data, which has one.
+    out_classifier_definition
+        Name of the output, with the suffix ``.ecd``.
+    reference
+        Leave the model where it is, and write its relative path and digest.
+    emd
+        Write an equivalent model definition beside it, same name, suffix ``.emd``.
+    overwrite
+        Replace outputs that exist.
+
+    Raises
+    ------
+    EcdError
+        The message names the offending file and place. EcdExistsError where an output exists.
     """
-    model = Path(os.path.abspath(in_deep_learning_model))
-    info = Path(os.path.abspath(in_classification_info_json))
-    info = info / _EXPORT_NAME if info.is_dir() else info
-    out = Path(os.path.abspath(out_classifier_definition))
-    if out.suffix.lower() != ".ecd":
-        raise EcdError(f"The output is {out}; its name must end in .ecd.")
-    outputs = [out, out.with_suffix(".emd")] if emd else [out]
-    for given in (model, info):
-        if any(path.exists() and given.exists() and path.samefile(given) for path in outputs):
-            raise EcdError(f"{given} is an input and an output; choose another output.")
+    model, info, out = map(_located, (in_deep_learning_model, in_classification_info_json, out_classifier_definition))
+    info = info / _EXPORT if info.is_dir() else info
+    outputs = [out, out.with_suffix(".emd")][: 1 + emd]
+    _check_outputs(outputs, (model, info), overwrite)
     kind = sniff_model(model)
     definition = _definition(info, kind)
-    if message := _contradiction(definition["Classifier"], kind):
-        warnings.warn(message, stacklevel=3)
-    place = _relative(model, out.parent)
-    with _staged(out.parent, [path.name for path in outputs], overwrite) as staging:
-        packed = _packed(model, staging.parent / "packed.tar")
-        carrier = {"Encoding": "reference", "Path": place} if reference else {"Encoding": "base64", "Data": ""}
-        definition["DeepLearningModel"] = {
-            "FileName": _file_name({"name": model.name}, "name", f"{model}: "),
-            "Kind": kind,
-            "Container": "tar" if model.is_dir() else "file",
-            "Size": packed.stat().st_size,
-            "SHA256": "0" * 64,
-        } | carrier
-        _check_names(info.name, model.name, f"{model}: ")
-        _write_ecd(staging / out.name, definition, packed, progress)
+    sources = _model_files(model)
+    records = [_file_record(name, source, out.parent, reference) for name, source in sources.items()]
+    definition["DeepLearningModel"] = {"Kind": kind, "Files": records}
+    if info.name.casefold() == model.name.casefold():
+        raise EcdError(f"Class information and model are both called {model.name}; rename one.")
+    with tempfile.TemporaryDirectory(prefix=".ecd-", dir=out.parent) as scratch:
+        staged = [Path(scratch, path.name) for path in outputs]
+        _write_ecd(staged[0], definition, [] if reference else list(sources.values()))
+        ecd = read_ecd(staged[0])
         if emd:
-            text = json.dumps(model_definition(read_ecd(staging / out.name), place), indent=4)
-            _write(staging / outputs[1].name, [text.encode()])
+            text = json.dumps(model_definition(ecd, _relative(model, out.parent)), indent=4)
+            staged[1].write_text(text, encoding="utf-8")
+        _publish(staged, outputs, overwrite)
+    if ecd.contradiction:
+        logging.getLogger(__name__).warning(ecd.contradiction)
     return read_ecd(out)
 
 
-@_only_our_error()
+@_own_error()
 def read_ecd(path: StrPath) -> Ecd:
-    """All of an ``.ecd`` but the model's own bytes, which are passed over. Needs little memory."""
-    path = Path(os.path.abspath(path))
-    with open(path, "rb") as file:
-        record = _parse_json(_read_head(file, str(path)), str(path))
+    """Read all of an ``.ecd`` but the model's own bytes, which are passed over. Raises EcdError."""
+    path = _located(path)
     where = f"{path}: "
-    if "EsriClassifierDefinitionFile" not in record:
+    with path.open("rb") as file:
+        head, spans = _without_data(file, where)
+    envelope = _parse(head, where)
+    if "EsriClassifierDefinitionFile" not in envelope:
         raise EcdError(f"{where}EsriClassifierDefinitionFile is missing; this is not an .ecd.")
-    for key in ("FileVersion", "NumberDefinitions"):
-        _integer(record, key, where, 1, 1)
-    definitions = record.get("Definitions")
-    if not isinstance(definitions, list) or len(definitions) != 1:
-        _refuse(f"{where}Definitions", definitions, "a list of one definition")
-    definition = _object({"Definitions[0]": definitions[0]}, "Definitions[0]", where)
-    where += "Definitions[0]."
+    _integer(envelope, "FileVersion", where, 1, 1)
+    _integer(envelope, "NumberDefinitions", where, 1, 1)
+    definition, where = _objects(envelope, "Definitions", where, most=1)[0], f"{where}Definitions[0]."
     if "DeepLearningModel" not in definition:
-        raise EcdError(
-            f"{where}DeepLearningModel is missing; only classifiers around a deep learning model "
-            f"can be read, and this one is {_shown(definition.get('Classifier'))}."
-        )
+        raise EcdError(f"{where}DeepLearningModel is missing; a classifier without a deep learning model is not read.")
     classifier, bands, batch, classes = _essentials(definition, where, "NumberBands")
     _integer(definition, "NumberClasses", where, len(classes), len(classes))
-    info = _object(definition, "ExtraInfo", where)
-    info_name = _file_name(info, "FileName", f"{where}ExtraInfo.")
-    text = _text(info, "Text", f"{where}ExtraInfo.")
-    _parse_json(text.encode(), f"{where}ExtraInfo.Text")
-    model = _model(_object(definition, "DeepLearningModel", where), f"{where}DeepLearningModel.", path)
-    _check_names(info_name, model.file_name, where)
-    return Ecd(path, classifier, bands, batch, classes, info_name, text, model)
+    info, model = _object(definition, "ExtraInfo", where), _object(definition, "DeepLearningModel", where)
+    info_where, model_where = f"{where}ExtraInfo.", f"{where}DeepLearningModel."
+    info_name, text = _file_name(info, "FileName", info_where), _text(info, "Text", info_where)
+    if "/" in info_name:
+        raise _wrong(f"{info_where}FileName", info_name, "a file name without folder")
+    _parse(text.encode(), f"{info_where}Text: ")
+    records = _objects(model, "Files", model_where, most=_MOST_FILES)
+    files = tuple(
+        _file(record, f"{model_where}Files[{index}].", path.parent, spans) for index, record in enumerate(records)
+    )
+    if len({file.name.partition("/")[0] for file in files}) > 1 or len(files) > 1 and "/" not in files[0].name:
+        raise EcdError(f"{model_where}Files are not in one folder.")
+    return Ecd(path, classifier, bands, batch, classes, info_name, text, _text(model, "Kind", model_where), files)
 
 
-@_only_our_error()
-def extract(path: StrPath, folder: StrPath, *, progress: Progress | None = None) -> tuple[Path, Path]:
-    """Write the model and the class information into a folder, byte for byte as they were.
+@_own_error()
+def extract(path: StrPath, new_folder: StrPath) -> tuple[Path, Path]:
+    """Write the model and the class information into a new folder, byte for byte as they were.
 
-    Returns their two paths. Size and digest are verified first; nothing that is there already is
-    replaced, and after an error nothing new is left.
+    Sizes and digests are verified; after an error there is no folder.
+
+    Returns
+    -------
+    tuple of Path
+        The model (a file, or a SavedModel's folder) and the class information.
+
+    Raises
+    ------
+    EcdError
+        EcdExistsError where the folder exists.
     """
-    ecd = read_ecd(path)
-    model = ecd.model
-    names = [model.file_name, ecd.extra_info_name]
-    folder = Path(os.path.abspath(folder))
-    with _staged(folder, names) as staging:
-        _write(staging / ecd.extra_info_name, [ecd.extra_info_text.encode()])
-        if model.path is None:
-            chunks = _decoded(ecd.path, *model.data_span)
-        elif model.path.exists() and model.path.is_dir() == model.is_folder:
-            chunks = _chunks(_packed(model.path, staging.parent / "packed.tar"))
-        else:
-            raise EcdError(f"{model.path}, which {ecd.path} refers to, is missing; move it back.")
-        digest = hashlib.sha256()
-        target = staging / model.file_name
-        written = staging.parent / "verified.tar" if model.is_folder else target
-        _write(written, _watched(chunks, model.size_bytes, digest, progress))
-        if digest.hexdigest() != model.sha256:
-            raise EcdError(f"{ecd.path}: SHA256 does not fit the model; one of them is damaged.")
-        if model.is_folder:
-            _unpack(written, target)
-    return folder / names[0], folder / names[1]
+    ecd, folder = read_ecd(path), _located(new_folder)
+    _check_outputs([folder], (), overwrite=False)
+    with tempfile.TemporaryDirectory(prefix=".ecd-", dir=folder.parent) as scratch:
+        staged = Path(scratch, "new")
+        staged.mkdir()
+        (staged / ecd.extra_info_name).write_bytes(ecd.extra_info_text.encode())
+        for file in ecd.files:
+            target = staged / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            chunks = _chunks(file.path) if file.path else _decoded(ecd.path, *file.span)
+            with target.open("xb") as output:
+                if _copy(chunks, file.size_bytes, output.write, file.name) != file.sha256:
+                    raise EcdError(f"{ecd.path}: {file.name} does not fit its SHA256; one of them is damaged.")
+        staged.rename(folder)
+    return folder / ecd.model_name, folder / ecd.extra_info_name
 
 
 def model_definition(ecd: Ecd, model_file: str) -> dict[str, Any]:
-    """The content of an equivalent ``.emd`` that names `model_file` as its model."""
+    """Content of an equivalent ``.emd`` that names `model_file` as its model."""
     given = ecd.extra_info
-    kept = ("ImageHeight", "ImageWidth", "DataRange", "ModelPadding", "NormalizationStats")
     return {
-        "Framework": _framework(ecd.model.kind) or ecd.classifier,
+        "Framework": ecd.kind if ecd.kind != "unknown" else ecd.classifier,
         "ModelType": "ImageClassification",
         "ModelFile": model_file,
         "ExtractBands": list(range(ecd.number_bands)),
         "BatchSize": ecd.mini_batch_size,
-        "Classes": [{"Value": c.value, "Name": c.name, "Color": list(c.color)} for c in ecd.classes],
-        **{key: given[key] for key in (*kept, "GeodlDask") if not isinstance(given.get(key), str | None)},
+        "Classes": [{"Value": each.value, "Name": each.name, "Color": list(each.color)} for each in ecd.classes],
+        # Exports hold text such as "e.g. 256" for what they do not know.
+        **{key: given[key] for key in _EMD_KEYS if not isinstance(given.get(key), str | None)},
     }
 
 
 def sniff_model(model: StrPath) -> str:
-    """Kind of a model, framework first ("PyTorch TorchScript", "ONNX", ...), or "unknown".
+    """Framework of a model: Keras, TensorFlow, PyTorch, CNTK, ONNX or "unknown".
 
-    Told from its bytes, never by running or unpickling it; only CNTK also by its suffix.
+    Told from its first bytes, never by running or unpickling it. Raises EcdError for what is no model.
     """
     path = Path(model)
     if path.is_dir():
         if not any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
             raise EcdError(f"{path} is a folder without saved_model.pb; give the model file.")
-        return "TensorFlow SavedModel"
+        return "TensorFlow"
     if not path.is_file() or not path.stat().st_size:
         raise EcdError(f"{path} is {'empty' if path.is_file() else 'no file'}; give a model file.")
-    with open(path, "rb") as file:
-        head = file.read(16)
-        kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
-        if head.startswith(b"PK\x03\x04"):
-            kind = _zip_kind(path)
-        elif head[4:8] == b"TFL3":
-            kind = "TensorFlow Lite"
-        kind = kind or _protobuf_kind(file, path.stat().st_size)
-    return kind or ("CNTK" if path.suffix.lower() in (".model", ".dnn", ".cntk") else "unknown")
-
-
-def _zip_kind(path: Path) -> str:
-    with suppress(zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error):
-        with zipfile.ZipFile(path) as archive:
-            names = {name.rpartition("/")[2] for name in archive.namelist()}
-        return next((kind for name, kind in _ZIP_MEMBERS.items() if name in names), "")
-    return ""
-
-
-def _protobuf_kind(file: BinaryIO, size: int) -> str:
-    """Tell ONNX, TensorFlow and CNTK apart by the outermost message's fields and wire types."""
-    wires: dict[int, int] = {}
-    first: dict[int, bytes] = {}
-    position = 0
-    while position < size and len(wires) < 32:
-        file.seek(position)
-        head = file.read(80)
-        tag, end = _varint(head, 0)
-        value, end = _varint(head, end) if tag & 7 in (0, 2) else (0, end)
-        length = {0: end, 1: end + 8, 2: end + value, 5: end + 4}.get(tag & 7, 0)
-        position += length
-        if not end or not length or position > size:
-            return ""
-        wires.setdefault(tag >> 3, tag & 7)
-        first.setdefault(tag >> 3, head[end:])
-    if wires.get(1) == 0 and wires.get(7) == 2 and max(wires) < 32:
-        return "ONNX"
-    if wires.get(1) == 2 and wires.items() <= {1: 2, 2: 2, 3: 0, 4: 2}.items():
-        return "TensorFlow graph"
-    if wires == {1: 0, 2: 2}:  # CNTK's dictionary is keyed by words, a SavedModel is not
-        worded = re.match(rb"\x0a.[A-Za-z_]\w*\x12", first[2], re.DOTALL)
-        return "CNTK v2" if worded else "TensorFlow SavedModel"
-    return ""
-
-
-def _varint(data: bytes, start: int) -> tuple[int, int]:
-    """A protobuf integer and the position behind it; (0, 0) if there is none."""
-    value = 0
-    for index, byte in enumerate(data[start : start + 10]):
-        value |= (byte & 127) << 7 * index
-        if byte < 128:
-            return value, start + index + 1
-    return 0, 0
-
-
-def _framework(kind: str) -> str:
-    return "" if kind == "unknown" else kind.partition(" ")[0]
-
-
-def _contradiction(classifier: str, kind: str) -> str:
-    named, found = _FAMILIES.get(classifier.casefold()), _FAMILIES.get(_framework(kind).casefold())
-    if named is None or found is None or named == found:
-        return ""
-    return f"Classifier is {classifier}, but the model looks like {kind}; is it the right file?"
+    with path.open("rb") as file:
+        head = file.read(512)
+    return next((kind for kind, begin in _KINDS if re.match(begin, head, re.DOTALL)), "unknown")
 
 
 def _definition(info: Path, kind: str) -> dict[str, Any]:
-    """The definition in classic names but for the model, from the class information's file."""
-    with open(info, "rb") as file:
-        data = file.read(_INFO_LIMIT + 1)
-    if len(data) > _INFO_LIMIT:
-        raise EcdError(f"{info} exceeds {_INFO_LIMIT >> 20} MiB; is it really class information?")
-    record, where = _parse_json(data, str(info)), f"{info}: "
+    """The definition without the model, from the class information's file."""
+    where = f"{info}: "
+    with info.open("rb") as file:
+        data = file.read(_LONGEST_INFO + 1)
+    if len(data) > _LONGEST_INFO:
+        raise EcdError(f"{where}larger than {_LONGEST_INFO >> 20} MiB; is it really class information?")
+    record = _parse(data, where)
     if _HEADER in record:
         _integer(record, "Version", where, 1, 1)
     elif info.suffix.lower() == ".emd":
-        record = _class_information(record, where, kind)
+        record = _from_emd(record, where, kind)
     else:
-        _refuse(f"{where}{_HEADER}", None, 'class information begins with it, as "...": 0')
+        raise _wrong(f"{where}{_HEADER}", None, f'class information begins with "{_HEADER}": 0')
     classifier, bands, batch, classes = _essentials(record, where, "NumberRasterBands")
-    rows = [dict(zip(("ClassValue", "ClassName", *_COLORS), (c.value, c.name, *c.color), strict=True)) for c in classes]
     return {
         "Classifier": classifier,
-        "NumberClasses": len(rows),
+        "NumberClasses": len(classes),
         "RasterIsSegmented": False,
         "NumberBands": bands,
         "MiniBatchSize": batch,
-        "Classes": rows,
-        "ExtraInfo": {
-            "FileName": _file_name({"name": info.name}, "name", f"{info}: "),
-            "Text": data.decode(),
-        },
+        "Classes": [
+            {"ClassValue": each.value, "ClassName": each.name, **dict(zip(_COLORS, each.color, strict=True))}
+            for each in classes
+        ],
+        "ExtraInfo": {"FileName": _file_name({"name": info.name}, "name", where), "Text": data.decode()},
     }
 
 
-def _class_information(emd: dict[str, Any], where: str, kind: str) -> dict[str, Any]:
-    """Class information out of an ``.emd``: a training-data export's, or a model definition.
-
-    Exports hold text such as "e.g. 8" for what they do not know, and the colour -1, -1, -1 for
-    none; a class without colour gets one here.
-    """
-    framework = _framework(kind) or emd.get("Framework")
+def _from_emd(emd: dict[str, Any], where: str, kind: str) -> dict[str, Any]:
+    """Class information from an ``.emd``: an export's, where colors may be -1, -1, -1, or a model's."""
+    framework = kind if kind != "unknown" else emd.get("Framework")
     if not isinstance(framework, str) or framework.startswith("e.g."):
-        _refuse(f"{where}Framework", framework, "the model's bytes do not tell it: write it here")
+        raise _wrong(f"{where}Framework", framework, "the framework's name, which the model's bytes do not tell")
     inputs = emd.get("InputRastersProps")
     names = inputs.get("BandNames") if isinstance(inputs, dict) else None
-    bands = [b for b in (emd.get("ExtractBands"), emd.get("AllTilesStats"), names) if isinstance(b, list)]
-    if not any(bands):
-        _refuse(f"{where}ExtractBands", emd.get("ExtractBands"), "a list such as [0, 1, 2]")
-    classes = emd.get("Classes")
-    records = []
-    for index, entry in enumerate(classes if isinstance(classes, list) else []):
-        record = dict(_object({"": entry}, "", f"{where}Classes[{index}]"))
-        for key in ("Name", "ClassName"):
-            if type(record.get(key)) is int:
-                record[key] = str(record[key])
-        if record.get("Color", [-1, -1, -1]) == [-1, -1, -1] and "Red" not in record:
-            spectrum = colorsys.hsv_to_rgb(index / len(emd["Classes"]), 0.7, 0.9)
-            record["Color"] = [round(255 * part) for part in spectrum]
-        records.append(record)
-    batch = emd.get("BatchSize", "")
+    lists = [each for each in (emd.get("ExtractBands"), emd.get("AllTilesStats"), names) if isinstance(each, list)]
+    bands = next(filter(None, lists), None)
+    if bands is None:
+        raise _wrong(f"{where}ExtractBands", emd.get("ExtractBands"), "a list such as [0, 1, 2]")
+    classes = _objects(emd, "Classes", where)
+    for index, entry in enumerate(classes):
+        entry.update({key: str(entry[key]) for key in ("Name", "ClassName") if type(entry.get(key)) is int})
+        if entry.get("Color", [-1, -1, -1]) == [-1, -1, -1] and "Red" not in entry:
+            entry["Color"] = [round(255 * part) for part in colorsys.hsv_to_rgb(index / len(classes), 0.7, 0.9)]
+    batch = emd.get("BatchSize")
     return {
         "Classifier": framework,
-        "NumberRasterBands": len(next(filter(None, bands))),
-        "MiniBatchSize": 4 if isinstance(batch, str) else batch,
-        "Classes": records,
+        "NumberRasterBands": len(bands),
+        "MiniBatchSize": 4 if isinstance(batch, str | None) else batch,
+        "Classes": classes,
     }
 
 
 def _essentials(record: dict[str, Any], where: str, bands_key: str) -> tuple[str, int, int, tuple[EcdClass, ...]]:
-    """Classifier, number of bands, mini batch size, classes."""
-    return (
-        _text(record, "Classifier", where),
-        _integer(record, bands_key, where, 1, 65_535),
-        _integer(record, "MiniBatchSize", where, 1, 2**31 - 1),
-        _class_table(record.get("Classes"), where),
-    )
+    classes: dict[int, EcdClass] = {}
+    for index, entry in enumerate(_objects(record, "Classes", where)):
+        place = f"{where}Classes[{index}]."
+        prefix = "Class" if "ClassValue" in entry else ""
+        value = _integer(entry, f"{prefix}Value", place, -(2**31), 2**32 - 1)
+        if value in classes:
+            raise EcdError(
+                f"{place}{prefix}Value is {value}, as in Classes[{list(classes).index(value)}]; use it once."
+            )
+        color = entry.get("Color", [entry.get(key) for key in _COLORS])
+        parts = [part for part in color if type(part) is int and 0 <= part <= 255] if isinstance(color, list) else []
+        if len(parts) != 3 or parts != color:
+            raise _wrong(f"{place}Color", color, "three whole numbers from 0 to 255")
+        name = _text(entry, f"{prefix}Name", place)
+        classes[value] = EcdClass(value, name, (parts[0], parts[1], parts[2]))
+    bands, batch = (_integer(record, key, where, 1, 2**31 - 1) for key in (bands_key, "MiniBatchSize"))
+    return _text(record, "Classifier", where), bands, batch, tuple(classes.values())
 
 
-def _class_table(records: object, where: str) -> tuple[EcdClass, ...]:
-    if not isinstance(records, list) or not records:
-        _refuse(f"{where}Classes", records, "a list of at least one class")
-    table: dict[int, EcdClass] = {}
-    for index, entry in enumerate(records):
-        place = f"{where}Classes[{index}]"
-        record = _object({"": entry}, "", place)
-        prefix = "Class" if "ClassValue" in record else ""
-        value = _integer(record, f"{prefix}Value", f"{place}.", -(2**31), 2**32 - 1)
-        if value in table:
-            first = list(table).index(value)
-            raise EcdError(f"{place}.{prefix}Value is {value} again, as in Classes[{first}].")
-        color = record.get("Color", [record.get(key) for key in _COLORS])
-        valid = [c for c in color if type(c) is int and 0 <= c <= 255] if isinstance(color, list) else []
-        if len(valid) != 3 or color != valid:
-            _refuse(f"{place}.Color", color, "three whole numbers from 0 to 255")
-        name = _text(record, f"{prefix}Name", f"{place}.")
-        table[value] = EcdClass(value, name, (valid[0], valid[1], valid[2]))
-    return tuple(table.values())
-
-
-def _model(record: dict[str, Any], where: str, ecd: Path) -> EcdModel:
-    name = _file_name(record, "FileName", where)
-    kind = _text(record, "Kind", where)
-    size = _integer(record, "Size", where, 1, 2**62)
-    digest = _text(record, "SHA256", where).lower()
-    if not re.fullmatch("[0-9a-f]{64}", digest):
-        _refuse(f"{where}SHA256", digest, "64 hexadecimal digits")
-    container, encoding = _text(record, "Container", where), _text(record, "Encoding", where)
-    if container not in ("file", "tar"):
-        _refuse(f"{where}Container", container, '"file" or "tar"')
+def _file(record: dict[str, Any], where: str, folder: Path, spans: list[tuple[int, int]]) -> EcdFile:
+    name, size = _file_name(record, "FileName", where), _integer(record, "Size", where, 0, 2**62)
+    digest, encoding = _text(record, "SHA256", where), _text(record, "Encoding", where)
     if encoding == "reference":
-        place = Path(os.path.normpath(ecd.parent / _text(record, "Path", where)))
-        return EcdModel(name, kind, container == "tar", size, digest, place)
+        return EcdFile(name, size, digest, folder / _text(record, "Path", where))
     if encoding != "base64":
-        _refuse(f"{where}Encoding", encoding, '"base64" or "reference"')
-    span = re.fullmatch(r"([0-9]{1,18})\+([0-9]{1,18})", _text(record, "Data", where))
-    if span is None:
-        raise EcdError(f"{where}Data is not the file's first string of that name; remove the other.")
-    return EcdModel(name, kind, container == "tar", size, digest, None, (int(span[1]), int(span[2])))
+        raise _wrong(f"{where}Encoding", encoding, '"base64" or "reference"')
+    number = record.get("Data")
+    if not isinstance(number, str) or not re.fullmatch("[0-9]{1,4}", number) or int(number) >= len(spans):
+        raise _wrong(f"{where}Data", number, "the model's bytes in base64")
+    return EcdFile(name, size, digest, None, spans[int(number)])
 
 
-def _parse_json(data: bytes, name: str) -> dict[str, Any]:
-    def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        record: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in record:
-                raise EcdError(f"{name}: {_shown(key)} stands twice in one object; keep one.")
-            record[key] = value
-        return record
-
-    def finite(text: str) -> float:
-        number = float(text)
-        if number - number != 0:
-            raise EcdError(f"{name}: {_shown(text)} is no number in JSON.")
-        return number
+def _parse(data: bytes, where: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if twin := next((key for key in keys if keys.count(key) > 1), None):
+            raise EcdError(f"{where}{reprlib.repr(twin)} stands twice in one object; keep one.")
+        return dict(pairs)
 
     try:
-        record = json.loads(
-            data.decode("utf-8-sig"),
-            object_pairs_hook=without_twins,
-            parse_float=finite,
-            parse_constant=finite,
-        )
+        record = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
     except EcdError:
         raise
     except UnicodeDecodeError as error:
-        raise EcdError(f"{name}: byte {error.start} is not UTF-8; save it as UTF-8.") from error
+        raise EcdError(f"{where}byte {error.start} is not UTF-8; save it as UTF-8.") from error
     except json.JSONDecodeError as error:
-        hint = " An unescaped backslash? Write it twice." if "escape" in error.msg else ""
-        at = f"line {error.lineno}, column {error.colno}"
-        raise EcdError(f"{name}: not JSON at {at}: {error.msg}.{hint}") from error
+        raise EcdError(f"{where}not JSON at line {error.lineno}, column {error.colno}: {error.msg}.") from error
     except (ValueError, RecursionError) as error:
-        raise EcdError(f"{name}: nested too deeply, or a number with too many digits.") from error
-    return _object({"": record}, "", name)
+        raise EcdError(f"{where}nested too deeply, or a number with too many digits.") from error
+    return _object({"text": record}, "text", where)
 
 
-def _refuse(place: str, value: object, wanted: str) -> NoReturn:
-    raise EcdError(f"{place} is {_shown(value)}; needed: {wanted}.")
-
-
-def _shown(value: object) -> str:
-    return "missing" if value is None else reprlib.repr(value)
+def _wrong(place: str, value: object, needed: str) -> EcdError:
+    return EcdError(f"{place} is {'missing' if value is None else reprlib.repr(value)}; needed: {needed}.")
 
 
 def _object(record: dict[str, Any], key: str, where: str) -> dict[str, Any]:
     value = record.get(key)
     if not isinstance(value, dict):
-        _refuse(where + key, value, "an object in braces")
+        raise _wrong(where + key, value, "an object in braces")
     return value
+
+
+def _objects(record: dict[str, Any], key: str, where: str, most: int = 1 << 20) -> list[dict[str, Any]]:
+    value = record.get(key)
+    if not isinstance(value, list) or not 1 <= len(value) <= most:
+        raise _wrong(where + key, value, f"a list of 1 to {most} objects")
+    return [_object({f"{key}[{index}]": each}, f"{key}[{index}]", where) for index, each in enumerate(value)]
 
 
 def _integer(record: dict[str, Any], key: str, where: str, low: int, high: int) -> int:
     value = record.get(key)
     if type(value) is not int or not low <= value <= high:
-        _refuse(where + key, value, f"{low}" if low == high else f"a whole number, {low} to {high}")
+        raise _wrong(where + key, value, str(low) if low == high else f"a whole number from {low} to {high}")
     return value
 
 
 def _text(record: dict[str, Any], key: str, where: str) -> str:
     value = record.get(key)
     if not isinstance(value, str) or not value or re.search("[\0\ud800-\udfff]", value):
-        _refuse(where + key, value, "text")
+        raise _wrong(where + key, value, "text")
     return value
 
 
 def _file_name(record: dict[str, Any], key: str, where: str) -> str:
-    """A name that is safe to create in a folder on any system."""
+    """A name that is safe to create in a folder on any system, forward slashes between folders and file."""
     name = _text(record, key, where)
-    if not name.strip(". ") or re.search(r"[\x00-\x1f/\\:]", name) or len(name.encode()) > 255:
-        _refuse(where + key, name, "a plain file name without folder")
+    if re.search(r"[\x00-\x1f\\:]", name) or not all(part.strip(". ") for part in name.split("/")):
+        raise _wrong(where + key, name, "a plain file name")
     return name
 
 
-def _check_names(info_name: str, model_name: str, where: str) -> None:
-    if info_name.casefold() == model_name.casefold():
-        raise EcdError(f"{where}class information and model are both called {model_name}; rename one.")
+def _located(path: StrPath) -> Path:
+    """Absolute; its folder without links, its own name as given, which tells a model's kind where the target's may not."""
+    path = Path(path).absolute()
+    return Path(os.path.realpath(path.parent), path.name)
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -560,267 +459,181 @@ def _relative(path: Path, folder: Path) -> str:
         return path.as_posix()
 
 
-def _packed(model: Path, archive: Path) -> Path:
-    """The model file itself; of a folder, a tar that depends on names and contents only."""
+def _model_files(model: Path) -> dict[str, Path]:
+    """Files of a model by the names that they get in the ``.ecd``."""
     if not model.is_dir():
-        return model
-    with tarfile.open(archive, "x", format=tarfile.PAX_FORMAT) as tar:
-        for path in sorted(model.rglob("*"), key=lambda path: path.relative_to(model).parts):
-            if path.is_symlink() or not (path.is_dir() or path.is_file()):
-                raise EcdError(f"{path} is neither file nor folder; only these can be carried.")
-            _file_name({"name": path.name}, "name", f"{path}: ")
-            member = tarfile.TarInfo(path.relative_to(model).as_posix())
-            if path.is_dir():
-                member.type, member.mode = tarfile.DIRTYPE, 0o755
-                tar.addfile(member)
-            else:
-                member.size = path.stat().st_size
-                with open(path, "rb") as file:
-                    tar.addfile(member, file)
-    return archive
+        return {model.name: model}
+    found = sorted(model.rglob("*"))
+    for path in found:
+        if not path.is_file() and (path.is_symlink() or not path.is_dir()):
+            raise EcdError(f"{path} is neither file nor folder; only these can be carried.")
+    return {path.relative_to(model.parent).as_posix(): path for path in found if path.is_file()}
 
 
-def _unpack(archive: Path, folder: Path) -> None:
-    """Write out a tar's files; refuses links, devices, sparse files, names that lead elsewhere."""
-    folder.mkdir()
+def _file_record(name: str, source: Path, folder: Path, reference: bool) -> dict[str, Any]:
+    name, size = _file_name({"name": name}, "name", f"{source}: "), source.stat().st_size
+    if not reference:
+        return {"FileName": name, "Size": size, "Encoding": "base64", "Data": "", "SHA256": ""}
+    digest = _copy(_chunks(source), size, len, str(source))
+    place = _relative(source, folder)
+    return {"FileName": name, "Size": size, "Encoding": "reference", "Path": place, "SHA256": digest}
+
+
+def _check_outputs(outputs: list[Path], inputs: Iterable[Path], overwrite: bool) -> None:
+    for output in outputs:
+        if not overwrite and os.path.lexists(output):
+            raise EcdExistsError(f"{output} exists; choose another name{', or overwrite it' if inputs else ''}.")
+        if inputs and outputs[0].suffix.lower() != ".ecd":
+            raise EcdError(f"The output is {outputs[0]}; its name must end in .ecd.")
+        if any(path.exists() and output.exists() and path.samefile(output) for path in inputs):
+            raise EcdError(f"{output} is an input and an output; choose another output.")
+
+
+def _publish(staged: list[Path], outputs: list[Path], overwrite: bool) -> None:
+    """Give the finished files their names; without `overwrite`, all of them or none."""
+    done: list[Path] = []
     try:
-        with tarfile.open(archive, "r:") as tar:
-            for member in tar:
-                names = member.name.split("/")
-                target = folder.joinpath(*(_file_name({"": name}, "", "name in tar") for name in names))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if member.isdir():
-                    target.mkdir(exist_ok=True)
-                elif member.type == tarfile.REGTYPE and (source := tar.extractfile(member)):
-                    _write(target, _pieces(source))
-                else:
-                    _refuse(f"{member.name} in the tar", member.type, "a file or a folder")
-    except EcdError:
+        for source, target in zip(staged, outputs, strict=True):
+            if overwrite:
+                source.replace(target)
+            else:
+                _link(source, target)
+                done.append(target)
+    except BaseException:
+        for target in done:
+            target.unlink()
         raise
-    except (tarfile.TarError, ValueError, OverflowError, EOFError, struct.error) as error:
-        raise EcdError(f"the model's tar cannot be unpacked: {error}.") from error
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)  # unlike a rename, never replaces what came there meanwhile
+    except OSError as error:
+        if os.path.lexists(target):
+            raise EcdExistsError(f"{target} exists; choose another name, or overwrite it.") from error
+        source.rename(target)  # a file system without hard links
+
+
+def _write_ecd(path: Path, definition: dict[str, Any], embedded: list[Path]) -> None:
+    """Write the JSON; the text of the embedded files and their digests are streamed into it."""
+    generator = "geodl_dask; the layout for deep learning models is our own, not ArcGIS's"
+    envelope = {"EsriClassifierDefinitionFile": 0, "FileVersion": 1, "NumberDefinitions": 1, "Generator": generator}
+    text = json.dumps({**envelope, "Definitions": [definition]}, indent=1) + "\n"
+    parts = re.split('(?<="Data": ")(?=")|(?<="SHA256": ")(?=")', text)
+    with path.open("xb") as file:
+        file.write(parts[0].encode())
+        records = definition["DeepLearningModel"]["Files"]
+        for index, source in enumerate(embedded):
+            size = records[index]["Size"]
+            digest = _copy(_chunks(source), size, lambda each: file.write(binascii.b2a_base64(each, newline=False)), "")
+            file.write(f"{parts[2 * index + 1]}{digest}{parts[2 * index + 2]}".encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        yield from _pieces(file)
-
-
-def _pieces(file: IO[bytes]) -> Iterator[bytes]:
-    while piece := file.read(_CHUNK):
-        yield piece
-
-
-def _watched(chunks: Iterable[bytes], size: int, digest: Any, progress: Progress | None) -> Iterator[bytes]:
-    done = 0
-    for chunk in chunks:
-        digest.update(chunk)
-        done += len(chunk)
-        if progress:
-            progress(done, size)
-        yield chunk
-    if done != size:
-        raise EcdError(f"the model has {done} bytes instead of {size}; it is damaged, or changing.")
-
-
-def _encoded(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for chunk in chunks:
-        rest += chunk
-        cut = len(rest) - len(rest) % 3
-        yield binascii.b2a_base64(rest[:cut], newline=False)
-        rest = rest[cut:]
-    yield binascii.b2a_base64(rest, newline=False)
+    if not path.is_file():
+        raise EcdError(f"{path} is missing; the model is needed there.")
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
 
 
 def _decoded(path: Path, offset: int, length: int) -> Iterator[bytes]:
-    """The bytes behind base64 text in a JSON string; other tools write its / and + as escapes."""
-    waiting = rest = b""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         file.seek(offset)
-        try:
-            while length > 0 and (piece := file.read(min(length, _CHUNK))):
-                length -= len(piece)
-                piece = waiting + piece
-                last = piece.rfind(b"\\", 0)
-                cut = last if length and last >= 0 and last > len(piece) - 6 else len(piece)
-                piece, waiting = piece[:cut], piece[cut:]
-                rest += piece if last < 0 else json.loads(b'"%b"' % piece).encode("ascii")
-                cut = len(rest) - len(rest) % 4
-                yield binascii.a2b_base64(rest[:cut], strict_mode=True)
-                rest = rest[cut:]
-            binascii.a2b_base64(rest, strict_mode=True)
-        except ValueError as error:
-            raise EcdError(f"{path}: the model's Data is not base64; it is damaged.") from error
+        while length > 0 and (chunk := file.read(min(length, _CHUNK))):
+            length -= len(chunk)
+            try:
+                yield binascii.a2b_base64(chunk, strict_mode=True)
+            except binascii.Error as error:
+                raise EcdError(f"{path}: the model's Data is not base64; it is damaged.") from error
 
 
-def _write_ecd(path: Path, definition: dict[str, Any], packed: Path, progress: Progress | None) -> None:
-    """Write the JSON with the model's text streamed into it, then the digest in its place."""
-    document = {
-        "EsriClassifierDefinitionFile": 0,
-        "FileVersion": 1,
-        "NumberDefinitions": 1,
-        "Generator": "geodl_dask; the layout for deep learning models is our own, not ArcGIS's",
-        "Definitions": [definition],
-    }
-    model = definition["DeepLearningModel"]
-    text = json.dumps(document, indent=1) + "\n"
-    cut = text.rindex('""') + 1 if "Data" in model else len(text)
-    if cut > _HEAD_LIMIT:
-        raise EcdError(f"class information of {cut >> 20} MiB is more than can be read back.")
-    digest = hashlib.sha256()
-    watched = _watched(_chunks(packed), model["Size"], digest, progress)
-    with open(path, "xb") as file:
-        file.write(text[:cut].encode())
-        file.writelines(_encoded(watched) if "Data" in model else (b"" for _ in watched))
-        file.write(text[cut:].encode())
-        file.seek(text.rindex('"SHA256": "', 0, cut) + len('"SHA256": "'))
-        file.write(digest.hexdigest().encode())
-        file.flush()
-        os.fsync(file.fileno())
+def _copy(chunks: Iterable[bytes], size: int, write: Callable[[bytes], object], name: str) -> str:
+    """The digest of what was written, which has `size` bytes."""
+    digest, done = hashlib.sha256(), 0
+    for chunk in chunks:
+        done += len(chunk)
+        if done > size:
+            break
+        digest.update(chunk)
+        write(chunk)
+    if done != size:
+        raise EcdError(f"{name} does not have {size} bytes, as it should; it is damaged, or changing.")
+    return digest.hexdigest()
 
 
-def _write(path: Path, chunks: Iterable[bytes]) -> None:
-    with open(path, "xb") as file:
-        file.writelines(chunks)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _staged(folder: Path, names: list[str], overwrite: bool = False) -> Iterator[Path]:
-    """A private folder; these names in it move to `folder` if all goes well, else no trace is left."""
-    for name in names:
-        if os.path.lexists(folder / name) and not overwrite:
-            raise EcdExistsError(f"{folder / name} exists; choose another name, or overwrite it.")
-    made = not folder.exists()
-    folder.mkdir(exist_ok=True)
-    moved: list[Path] = []
-    try:
-        with tempfile.TemporaryDirectory(prefix=".ecd-", dir=folder) as scratch:
-            staging = Path(scratch, "new")
-            staging.mkdir()
-            yield staging
-            for name in names:
-                _move(staging / name, folder / name, overwrite)
-                moved.append(folder / name)
-    except BaseException:
-        for path in moved if not overwrite else []:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if made:
-            folder.rmdir()
-        raise
-
-
-def _move(item: Path, target: Path, overwrite: bool) -> None:
-    if overwrite:
-        os.replace(item, target)
-        return
-    try:
-        os.link(item, target)  # unlike a rename, never replaces what came there meanwhile
-    except OSError as error:  # a folder, or a file system without hard links
-        if os.path.lexists(target):
-            raise EcdExistsError(f"{target} exists; choose another name.") from error
-        os.rename(item, target)
-
-
-def _read_head(file: BinaryIO, name: str) -> bytes:
-    """The JSON text, the model's text replaced by where it is: "Data": "<offset>+<length>"."""
-    kept = bytearray()
-    passed = False
+def _without_data(file: BinaryIO, where: str) -> tuple[bytes, list[tuple[int, int]]]:
+    """The JSON text with numbers in place of each Data, and offset and length of each of these in the file."""
+    kept, spans, searched = bytearray(), list[tuple[int, int]](), 0
     while chunk := file.read(_CHUNK):
-        start = max(0, len(kept) - 4096)
         kept += chunk
-        if not passed and (match := _DATA.search(kept, start)):
-            passed = True
-            offset = file.tell() - len(kept) + match.end()
+        if match := re.compile(rb'(?<!\\)"Data"\s{0,9}:\s{0,9}"').search(kept, searched):
+            begin = file.tell() - len(kept) + match.end()
             del kept[match.end() :]
-            end = _end_of_data(file, offset, kept, name)
-            kept += b"%d+%d" % (offset, end - offset)
+            end = _end_of_data(file, begin, bytes(kept[-999:]), where)
+            kept += b"%d" % len(spans)
+            spans.append((begin, end - begin))
             file.seek(end)
-        if len(kept) > _HEAD_LIMIT:
-            raise EcdError(f"{name}: more than {_HEAD_LIMIT >> 20} MiB beside Data; not an .ecd.")
-    return bytes(kept)
+        searched = max(searched, len(kept) - 32)
+        if len(kept) > _LONGEST_HEAD or len(spans) > _MOST_FILES:
+            raise EcdError(f"{where}too much beside the model's Data; not an .ecd.")
+    return bytes(kept), spans
 
 
-def _end_of_data(file: BinaryIO, offset: int, before: bytearray, name: str) -> int:
-    if sizes := _SIZE.findall(before):
-        expected = offset + (int(sizes[-1]) + 2) // 3 * 4
-        file.seek(expected)
+def _end_of_data(file: BinaryIO, begin: int, before: bytes, where: str) -> int:
+    if sizes := re.findall(rb'"Size"\s*:\s*([0-9]{1,18})\b', before):
+        file.seek(begin + (int(sizes[-1]) + 2) // 3 * 4)
         if file.read(1) == b'"':
-            return expected
-    file.seek(offset)
+            return file.tell() - 1
+    file.seek(begin)
     while chunk := file.read(_CHUNK):
         if (found := chunk.find(b'"')) >= 0:
             return file.tell() - len(chunk) + found
-    raise EcdError(f"{name} ends within the model's Data; it was cut short.")
+    raise EcdError(f"{where}ends within the model's Data; it was cut short.")
 
 
-def _terminal_progress(stream: TextIO) -> Progress | None:
-    """A line that rewrites itself, for models from 64 MB; None where nobody would see it."""
-    shown = time.monotonic()
-
-    def show(done: int, size: int) -> None:
-        nonlocal shown
-        if size >= 64e6 and (time.monotonic() - shown > 0.2 or done == size):
-            shown = time.monotonic()
-            end = "\r\x1b[K" if done == size else ""
-            print(f"\r{done / 1e6:,.0f} of {size / 1e6:,.0f} MB", end=end, file=stream, flush=True)
-
-    return show if stream.isatty() else None
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise EcdError(f"{message}; see --help.")
 
 
-def _say(text: str, stream: TextIO) -> None:
-    encoding = stream.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line. Returns its exit status: 0 done, 2 asked wrongly, 130 stopped."""
-    parser = argparse.ArgumentParser(
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status is 0 (done), 2 (asked wrongly) or 130 (stopped)."""
+    parser = _Parser(
         prog="python -m geodl_dask.ecd",
         usage="%(prog)s MODEL CLASS_INFO.json OUT.ecd [--reference] [--emd] [--overwrite]\n"
-        "       %(prog)s --extract FILE.ecd FOLDER",
-        description="Write a deep learning model and its class information as one .ecd; or take "
-        "an .ecd apart. CLASS_INFO.json may also be an .emd or a training-data export folder.",
+        "       %(prog)s --extract FILE.ecd NEW_FOLDER",
+        description="Write a deep learning model and its class information as one .ecd, or take an .ecd apart. "
+        "CLASS_INFO.json may also be an .emd or a folder of exported training data.",
     )
     parser.add_argument("paths", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--extract", nargs=2, metavar=("FILE.ecd", "FOLDER"), help="give both back")
+    parser.add_argument("--extract", nargs=2, metavar=("FILE.ecd", "NEW_FOLDER"), help="give model and JSON back")
     parser.add_argument("--reference", action="store_true", help="leave the model where it is")
     parser.add_argument("--emd", action="store_true", help="write a model definition (.emd) too")
-    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
-    given = parser.parse_args(arguments)
-    if len(given.paths) != (0 if given.extract else 3):
-        parser.error("give MODEL CLASS_INFO.json OUT.ecd, or --extract FILE.ecd FOLDER")
+    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     try:
-        _say(_run(given), sys.stdout)
+        given = parser.parse_args(argv)
+        if len(given.paths) != (0 if given.extract else 3):
+            parser.error("give MODEL CLASS_INFO.json OUT.ecd, or --extract FILE.ecd NEW_FOLDER")
+        if given.extract:
+            text = " and ".join(map(str, extract(*given.extract)))
+        else:
+            options = {"reference": given.reference, "emd": given.emd, "overwrite": given.overwrite}
+            ecd = deep_learning_model_to_ecd(*given.paths, **options)
+            text = f"{ecd.path}: {ecd.kind} model {ecd.model_name}, {len(ecd.classes)} classes"
     except EcdError as error:
-        _say(f"error: {error}", sys.stderr)
-        return 2
+        return _say(f"error: {error}", sys.stderr, 2)
     except KeyboardInterrupt:
-        _say("stopped; nothing was written", sys.stderr)
-        return 130
-    return 0
+        return _say("stopped; nothing was written", sys.stderr, 130)
+    return _say(f"wrote {text}", sys.stdout, 0)
 
 
-def _run(given: argparse.Namespace) -> str:
-    begin, progress = time.monotonic(), _terminal_progress(sys.stderr)
-    if given.extract:
-        written = list(extract(*given.extract, progress=progress))
-        ecd = read_ecd(given.extract[0])
-    else:
-        options = {"reference": given.reference, "emd": given.emd, "overwrite": given.overwrite}
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            ecd = deep_learning_model_to_ecd(*given.paths, progress=progress, **options)
-        for warning in caught:
-            _say(f"warning: {warning.message}", sys.stderr)
-        written = [ecd.path, ecd.path.with_suffix(".emd")][: 1 + given.emd]
-    size = ecd.model.size_bytes / 1e6
-    return (
-        f"wrote {' and '.join(map(str, written))}: {ecd.model.kind} model of {size:,.1f} MB, "
-        f"{len(ecd.classes)} classes, {time.monotonic() - begin:.1f} s"
-    )
+def _say(text: str, stream: TextIO, status: int) -> int:
+    encoding = stream.encoding or "utf-8"
+    print(" ".join(text.splitlines()).encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    return status
 
 
 if __name__ == "__main__":

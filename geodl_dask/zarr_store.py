@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -79,10 +80,16 @@ def _create(change: xr.DataArray, store: Path, block_yx: tuple[int, int]) -> Non
     # GDAL's Zarr driver reads the CRS from here; CF readers follow grid_mapping to spatial_ref.
     variable.attrs["_CRS"] = {"wkt": grid.crs.to_wkt()}
     nodata = variable.attrs.pop("_FillValue", table.nodata if table else 0)
-    encoding = {"chunks": block_yx, "write_empty_chunks": True, "grid_mapping": "spatial_ref", "_FillValue": nodata}
-    variable.to_dataset(name=VARIABLE).to_zarr(
-        store, compute=False, zarr_format=3, consolidated=False, encoding={VARIABLE: encoding}
-    )
+    encoding = {
+        "chunks": block_yx, "write_empty_chunks": True, "grid_mapping": "spatial_ref", "_FillValue": nodata,
+        "fill_value": nodata,
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        # Zarr 3's specification has no word on consolidated metadata yet, and xarray warns where it is missing.
+        warnings.filterwarnings("ignore", "Consolidated metadata")
+        variable.to_dataset(name=VARIABLE).to_zarr(
+            store, compute=False, zarr_format=3, consolidated=True, encoding={VARIABLE: encoding}
+        )
 
 
 @lru_cache(maxsize=4)
