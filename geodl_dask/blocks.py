@@ -56,15 +56,15 @@ def store_blocks(array: da.Array, store: BlockStore, progress: Progress | None =
     """
     rows, cols = array.numblocks
     missing = [index for index in product(range(rows), range(cols)) if not store.is_done(index)]
+    heights, widths = array.chunks
+    kept = array.size - sum(heights[row] * widths[col] for row, col in missing)
     pixels: Counter[int] = Counter()
+    write = _rolling if stands_alone(array) else _at_once
     with _active_client() as client:
-        futures = (
-            _rolling(client, array, store, missing) if stands_alone(array) else _at_once(client, array, store, missing)
-        )
-        for future in futures:
-            pixels.update(future.result())
+        for counts in write(client, array, store, missing):
+            pixels.update(counts)
             if progress:
-                progress(pixels.total(), array.size)
+                progress(kept + pixels.total(), array.size)
     return dict(pixels)
 
 
@@ -86,32 +86,50 @@ def _active_client() -> Iterator[Client]:
         client = default_client()
     except ValueError:
         with Client(
-            processes=False, n_workers=1, threads_per_worker=CPU_COUNT, dashboard_address=None, set_as_default=False
-        ) as own:
+            processes=False, n_workers=1, threads_per_worker=CPU_COUNT, set_as_default=False,
+            # No dashboard; but without an address distributed takes port 8787, and warns where that is in use.
+            dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False},
+        ) as own:  # fmt: skip
             yield own
     else:
         yield client
 
 
-def _rolling(client: Client, array: da.Array, store: BlockStore, missing: list[Index]) -> Iterator[Any]:
+def _rolling(client: Client, array: da.Array, store: BlockStore, missing: list[Index]) -> Iterator[dict[int, int]]:
     length = -(-len(missing) // MOST_TASKS) or 1
     runs = iter([missing[start : start + length] for start in range(0, len(missing), length)])
     recipe = cloudpickle.dumps((array, store))
     lanes = max(1, sum(client.nthreads().values()))
+    first_of: dict[Any, Index] = {}
 
-    def submit(some: Iterable[list[Index]]) -> list[Any]:
-        return [client.submit(_write_run, recipe, run, pure=False, retries=RETRIES) for run in some]
+    def submit(some: Iterable[list[Index]]) -> Iterator[Any]:
+        for run in some:
+            future = client.submit(_write_run, recipe, run, pure=False, retries=RETRIES)
+            first_of[future] = run[0]
+            yield future
 
-    pending = as_completed(submit(islice(runs, 2 * lanes)))
+    pending = as_completed(submit(islice(runs, 2 * lanes)), loop=client.loop)
     for future in pending:
-        yield future
+        yield _result(future, array, first_of.pop(future))
         pending.update(submit(islice(runs, 1)))
 
 
-def _at_once(client: Client, array: da.Array, store: BlockStore, missing: list[Index]) -> Iterator[Any]:
+def _at_once(client: Client, array: da.Array, store: BlockStore, missing: list[Index]) -> Iterator[dict[int, int]]:
     blocks = array.to_delayed()
     writes = [delayed(_write_block)(store, index, blocks[index]) for index in missing]
-    yield from as_completed(client.compute(writes, retries=RETRIES))
+    futures = client.compute(writes, retries=RETRIES)
+    index_of = dict(zip(futures, missing, strict=True))
+    for future in as_completed(futures, loop=client.loop):
+        yield _result(future, array, index_of[future])
+
+
+def _result(future: Any, array: da.Array, index: Index) -> dict[int, int]:
+    try:
+        return future.result()
+    except BlockFailedError:
+        raise
+    except Exception as error:  # of the graph that the caller gave us, or a worker that died
+        raise _failure(array, index, error) from error
 
 
 def _write_run(recipe: bytes, run: list[Index]) -> dict[int, int]:
@@ -124,16 +142,18 @@ def _write_run(recipe: bytes, run: list[Index]) -> dict[int, int]:
             pixels.update(_write_block(store, index, values))
         except Exception as error:  # whatever the model raises may not survive pickling; its text does
             log.debug("block %s failed", index, exc_info=True)
-            row, col = (sum(lengths[:position]) for lengths, position in zip(array.chunks, index, strict=True))
-            raise BlockFailedError(
-                f"The block at row {row}, column {col} failed: {type(error).__name__}: {error}"
-            ) from error
+            raise _failure(array, index, error) from error
     return dict(pixels)
+
+
+def _failure(array: da.Array, index: Index, error: Exception) -> BlockFailedError:
+    row, col = (sum(lengths[:position]) for lengths, position in zip(array.chunks, index, strict=True))
+    return BlockFailedError(f"The block at row {row}, column {col} failed: {type(error).__name__}: {error}")
 
 
 def _write_block(store: BlockStore, index: Index, values: np.ndarray) -> dict[int, int]:
     store.write_block(index, values)
-    if values.dtype.itemsize > 2:
+    if values.dtype.kind != "u" or values.dtype.itemsize > 2:
         found, counts = np.unique(values, return_counts=True)
     else:
         everywhere = np.bincount(values.ravel())

@@ -122,12 +122,15 @@ def _infer_array_block(
 
 def _merge_thin(lengths: tuple[int, ...], least: int) -> tuple[int, ...]:
     """Neighbouring blocks put together until each has ``least`` pixels, or there is one."""
-    merged: list[int] = []
+    merged = [0]
     for length in lengths:
-        if merged and (merged[-1] < least or length < least):
+        if merged[-1] < least or not merged[-1]:
             merged[-1] += length
         else:
             merged.append(length)
+    if merged[-1] < least and len(merged) > 1:
+        thin = merged.pop()
+        merged[-1] += thin
     return tuple(merged)
 
 

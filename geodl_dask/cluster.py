@@ -39,5 +39,5 @@ def dashboard_of(client: Client) -> str | None:
     if not port:
         return None
     # The dashboard of a scheduler in this process listens to this machine alone, whatever the link says.
-    is_inside = client.scheduler.address.startswith("inproc")
+    is_inside = client.scheduler_info()["address"].startswith("inproc")
     return f"http://127.0.0.1:{port}/status" if is_inside else client.dashboard_link

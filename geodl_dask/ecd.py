@@ -17,13 +17,13 @@ it is gone. Ours is Esri's classic JSON envelope with its classic class records,
 
 A model that is a folder (a TensorFlow SavedModel) has one entry in ``Files`` for each file in it, such as
 ``"FileName": "my_model/saved_model.pb"``; empty folders are not kept. A model that stays outside has ``"Encoding":
-"reference"`` and, for ``Data``, a ``Path`` relative to the ``.ecd``.
+"reference"`` and, for ``Data``, a ``Path`` relative to the ``.ecd``. ``Size``, ``Encoding`` and ``Data`` follow each
+other in this order: that is how a reader passes over gigabytes.
 """
 
 from __future__ import annotations
 
 import argparse
-import binascii
 import colorsys
 import hashlib
 import json
@@ -33,6 +33,7 @@ import re
 import reprlib
 import sys
 import tempfile
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ _LONGEST_HEAD = 16 << 20  # bytes of an .ecd without Data: at most twelvefold th
 _MOST_FILES = 4096
 _HEADER = "ImportDeepLearningModelToEsriExtraInfo"
 _EXPORT = "esri_model_definition.emd"
-_COLORS = ("Red", "Green", "Blue")
+_ROW = ("ClassValue", "ClassName", "Red", "Green", "Blue")
 _EMD_KEYS = ("ImageHeight", "ImageWidth", "DataRange", "ModelPadding", "NormalizationStats", "GeodlDask")
 _FRAMEWORKS = {"tensorflow": 1, "keras": 1, "cntk": 2, "onnx": 3, "pytorch": 4, "torch": 4}
 # How files begin: magic bytes, the first member of a zip, or the first fields of a protobuf message.
@@ -58,15 +59,12 @@ _KINDS = (
     ("ONNX", rb"\x08[\x01-\x7f][\x12\x1a\x22\x28\x32\x3a\x42]"),
 )
 
+_DATA = re.compile(rb'"Size": *([0-9]{1,16}),\s*"Encoding": *"base64",\s*"Data": *"'.replace(b"*", b"{0,40}"))
 StrPath = str | os.PathLike[str]
 
 
 class EcdError(ValueError):
     """What was given cannot be converted, read or extracted; the message says where and why."""
-
-
-class EcdExistsError(EcdError, FileExistsError):
-    """The output is there already, and overwriting it was not asked for."""
 
 
 class EcdClass(NamedTuple):
@@ -176,12 +174,13 @@ def deep_learning_model_to_ecd(
     Raises
     ------
     EcdError
-        The message names the offending file and place. EcdExistsError where an output exists.
+        The message names the offending file and place.
     """
     model, info, out = map(_located, (in_deep_learning_model, in_classification_info_json, out_classifier_definition))
     info = info / _EXPORT if info.is_dir() else info
     outputs = [out, out.with_suffix(".emd")][: 1 + emd]
-    _check_outputs(outputs, (model, info), overwrite)
+    for output in outputs:
+        _check_output(output, (model, info), overwrite)
     kind = sniff_model(model)
     definition = _definition(info, kind)
     sources = _model_files(model)
@@ -196,7 +195,8 @@ def deep_learning_model_to_ecd(
         if emd:
             text = json.dumps(model_definition(ecd, _relative(model, out.parent)), indent=4)
             staged[1].write_text(text, encoding="utf-8")
-        _publish(staged, outputs, overwrite)
+        for source, target in zip(staged, outputs, strict=True):
+            _publish(source, target, overwrite)
     if ecd.contradiction:
         logging.getLogger(__name__).warning(ecd.contradiction)
     return read_ecd(out)
@@ -215,43 +215,31 @@ def read_ecd(path: StrPath) -> Ecd:
     _integer(envelope, "FileVersion", where, 1, 1)
     _integer(envelope, "NumberDefinitions", where, 1, 1)
     definition, where = _objects(envelope, "Definitions", where, most=1)[0], f"{where}Definitions[0]."
-    if "DeepLearningModel" not in definition:
-        raise EcdError(f"{where}DeepLearningModel is missing; a classifier without a deep learning model is not read.")
-    classifier, bands, batch, classes = _essentials(definition, where, "NumberBands")
-    _integer(definition, "NumberClasses", where, len(classes), len(classes))
-    info, model = _object(definition, "ExtraInfo", where), _object(definition, "DeepLearningModel", where)
-    info_where, model_where = f"{where}ExtraInfo.", f"{where}DeepLearningModel."
-    info_name, text = _file_name(info, "FileName", info_where), _text(info, "Text", info_where)
-    if "/" in info_name:
-        raise _wrong(f"{info_where}FileName", info_name, "a file name without folder")
-    _parse(text.encode(), f"{info_where}Text: ")
-    records = _objects(model, "Files", model_where, most=_MOST_FILES)
-    files = tuple(
-        _file(record, f"{model_where}Files[{index}].", path.parent, spans) for index, record in enumerate(records)
-    )
-    if len({file.name.partition("/")[0] for file in files}) > 1 or len(files) > 1 and "/" not in files[0].name:
-        raise EcdError(f"{model_where}Files are not in one folder.")
-    return Ecd(path, classifier, bands, batch, classes, info_name, text, _text(model, "Kind", model_where), files)
+    info, model = (_object(definition, key, where) for key in ("ExtraInfo", "DeepLearningModel"))
+    essentials = _essentials(definition, where, ("Classifier", "NumberBands", "MiniBatchSize"))
+    _integer(definition, "NumberClasses", where, len(essentials[-1]), len(essentials[-1]))
+    info_name = _text(info, "FileName", f"{where}ExtraInfo.")
+    _check_name(info_name.replace("/", ":"), f"{where}ExtraInfo.FileName")
+    text = _text(info, "Text", f"{where}ExtraInfo.")
+    _parse(text.encode(), f"{where}ExtraInfo.Text: ")
+    where += "DeepLearningModel."
+    records = enumerate(_objects(model, "Files", where, most=_MOST_FILES))
+    files = tuple(_file(record, f"{where}Files[{index}].", path.parent, spans) for index, record in records)
+    tops = {file.name.partition("/")[0] for file in files}
+    if len(tops) > 1 or (len(files) > 1 and files[0].name in tops):
+        raise EcdError(f"{where}Files are not in one folder.")
+    return Ecd(path, *essentials, info_name, text, _text(model, "Kind", where), files)
 
 
 @_own_error()
 def extract(path: StrPath, new_folder: StrPath) -> tuple[Path, Path]:
     """Write the model and the class information into a new folder, byte for byte as they were.
 
-    Sizes and digests are verified; after an error there is no folder.
-
-    Returns
-    -------
-    tuple of Path
-        The model (a file, or a SavedModel's folder) and the class information.
-
-    Raises
-    ------
-    EcdError
-        EcdExistsError where the folder exists.
+    Sizes and digests are verified; after an error there is no folder. Returns the paths of the model (a file, or a
+    SavedModel's folder) and of the class information. Raises EcdError.
     """
     ecd, folder = read_ecd(path), _located(new_folder)
-    _check_outputs([folder], (), overwrite=False)
+    _check_output(folder, (), overwrite=False)
     with tempfile.TemporaryDirectory(prefix=".ecd-", dir=folder.parent) as scratch:
         staged = Path(scratch, "new")
         staged.mkdir()
@@ -282,6 +270,7 @@ def model_definition(ecd: Ecd, model_file: str) -> dict[str, Any]:
     }
 
 
+@_own_error()
 def sniff_model(model: StrPath) -> str:
     """Framework of a model: Keras, TensorFlow, PyTorch, CNTK, ONNX or "unknown".
 
@@ -307,74 +296,69 @@ def _definition(info: Path, kind: str) -> dict[str, Any]:
     if len(data) > _LONGEST_INFO:
         raise EcdError(f"{where}larger than {_LONGEST_INFO >> 20} MiB; is it really class information?")
     record = _parse(data, where)
+    keys = ("Classifier", "NumberRasterBands", "MiniBatchSize")
     if _HEADER in record:
         _integer(record, "Version", where, 1, 1)
     elif info.suffix.lower() == ".emd":
-        record = _from_emd(record, where, kind)
+        record, keys = _from_emd(record, where, kind), ("Framework", "ExtractBands", "BatchSize")
     else:
         raise _wrong(f"{where}{_HEADER}", None, f'class information begins with "{_HEADER}": 0')
-    classifier, bands, batch, classes = _essentials(record, where, "NumberRasterBands")
+    classifier, bands, batch, classes = _essentials(record, where, keys)
+    _check_name(info.name, where)
+    rows = [dict(zip(_ROW, (each.value, each.name, *each.color), strict=True)) for each in classes]
     return {
         "Classifier": classifier,
         "NumberClasses": len(classes),
         "RasterIsSegmented": False,
         "NumberBands": bands,
         "MiniBatchSize": batch,
-        "Classes": [
-            {"ClassValue": each.value, "ClassName": each.name, **dict(zip(_COLORS, each.color, strict=True))}
-            for each in classes
-        ],
-        "ExtraInfo": {"FileName": _file_name({"name": info.name}, "name", where), "Text": data.decode()},
+        "Classes": rows,
+        "ExtraInfo": {"FileName": info.name, "Text": data.decode()},
     }
 
 
 def _from_emd(emd: dict[str, Any], where: str, kind: str) -> dict[str, Any]:
-    """Class information from an ``.emd``: an export's, where colors may be -1, -1, -1, or a model's."""
-    framework = kind if kind != "unknown" else emd.get("Framework")
-    if not isinstance(framework, str) or framework.startswith("e.g."):
-        raise _wrong(f"{where}Framework", framework, "the framework's name, which the model's bytes do not tell")
+    """Essentials of an ``.emd``: a model's, or an export's, where "e.g. 8" or -1, -1, -1 mean that it is not known."""
     inputs = emd.get("InputRastersProps")
-    names = inputs.get("BandNames") if isinstance(inputs, dict) else None
-    lists = [each for each in (emd.get("ExtractBands"), emd.get("AllTilesStats"), names) if isinstance(each, list)]
-    bands = next(filter(None, lists), None)
-    if bands is None:
-        raise _wrong(f"{where}ExtractBands", emd.get("ExtractBands"), "a list such as [0, 1, 2]")
+    lists = [emd.get("ExtractBands"), emd.get("AllTilesStats")]
+    lists += [inputs.get("BandNames")] if isinstance(inputs, dict) else []
     classes = _objects(emd, "Classes", where)
     for index, entry in enumerate(classes):
         entry.update({key: str(entry[key]) for key in ("Name", "ClassName") if type(entry.get(key)) is int})
         if entry.get("Color", [-1, -1, -1]) == [-1, -1, -1] and "Red" not in entry:
             entry["Color"] = [round(255 * part) for part in colorsys.hsv_to_rgb(index / len(classes), 0.7, 0.9)]
-    batch = emd.get("BatchSize")
     return {
-        "Classifier": framework,
-        "NumberRasterBands": len(bands),
-        "MiniBatchSize": 4 if isinstance(batch, str | None) else batch,
+        "Framework": emd.get("Framework") if kind == "unknown" else kind,
+        "ExtractBands": next((len(each) for each in lists if isinstance(each, list) and each), None),
+        "BatchSize": 4 if isinstance(emd.get("BatchSize"), str | None) else emd["BatchSize"],
         "Classes": classes,
     }
 
 
-def _essentials(record: dict[str, Any], where: str, bands_key: str) -> tuple[str, int, int, tuple[EcdClass, ...]]:
+def _essentials(
+    record: dict[str, Any], where: str, keys: tuple[str, str, str]
+) -> tuple[str, int, int, tuple[EcdClass, ...]]:
+    """Classifier, number of bands and mini batch size, which stand under these keys, and the classes."""
     classes: dict[int, EcdClass] = {}
     for index, entry in enumerate(_objects(record, "Classes", where)):
         place = f"{where}Classes[{index}]."
         prefix = "Class" if "ClassValue" in entry else ""
         value = _integer(entry, f"{prefix}Value", place, -(2**31), 2**32 - 1)
         if value in classes:
-            raise EcdError(
-                f"{place}{prefix}Value is {value}, as in Classes[{list(classes).index(value)}]; use it once."
-            )
-        color = entry.get("Color", [entry.get(key) for key in _COLORS])
+            raise EcdError(f"{place}{prefix}Value is {value}, as in Classes[{[*classes].index(value)}]; use it once.")
+        color = entry.get("Color", [entry.get(key) for key in _ROW[2:]])
         parts = [part for part in color if type(part) is int and 0 <= part <= 255] if isinstance(color, list) else []
         if len(parts) != 3 or parts != color:
             raise _wrong(f"{place}Color", color, "three whole numbers from 0 to 255")
         name = _text(entry, f"{prefix}Name", place)
         classes[value] = EcdClass(value, name, (parts[0], parts[1], parts[2]))
-    bands, batch = (_integer(record, key, where, 1, 2**31 - 1) for key in (bands_key, "MiniBatchSize"))
-    return _text(record, "Classifier", where), bands, batch, tuple(classes.values())
+    bands, batch = _integer(record, keys[1], where, 1, 65_535), _integer(record, keys[2], where, 1, 2**31 - 1)
+    return _text(record, keys[0], where), bands, batch, tuple(classes.values())
 
 
 def _file(record: dict[str, Any], where: str, folder: Path, spans: list[tuple[int, int]]) -> EcdFile:
-    name, size = _file_name(record, "FileName", where), _integer(record, "Size", where, 0, 2**62)
+    name, size = _text(record, "FileName", where), _integer(record, "Size", where, 0, 2**50)
+    _check_name(name, f"{where}FileName")
     digest, encoding = _text(record, "SHA256", where), _text(record, "Encoding", where)
     if encoding == "reference":
         return EcdFile(name, size, digest, folder / _text(record, "Path", where))
@@ -388,21 +372,15 @@ def _file(record: dict[str, Any], where: str, folder: Path, spans: list[tuple[in
 
 def _parse(data: bytes, where: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if twin := next((key for key in keys if keys.count(key) > 1), None):
-            raise EcdError(f"{where}{reprlib.repr(twin)} stands twice in one object; keep one.")
-        return dict(pairs)
+        record = dict(pairs)
+        if len(record) < len(pairs):
+            raise ValueError(f"a key stands twice in the object of {reprlib.repr(list(record))}")
+        return record
 
     try:
         record = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
-    except EcdError:
-        raise
-    except UnicodeDecodeError as error:
-        raise EcdError(f"{where}byte {error.start} is not UTF-8; save it as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        raise EcdError(f"{where}not JSON at line {error.lineno}, column {error.colno}: {error.msg}.") from error
-    except (ValueError, RecursionError) as error:
-        raise EcdError(f"{where}nested too deeply, or a number with too many digits.") from error
+    except ValueError as error:
+        raise EcdError(f"{where}not JSON in UTF-8: {error}.") from error
     return _object({"text": record}, "text", where)
 
 
@@ -438,16 +416,14 @@ def _text(record: dict[str, Any], key: str, where: str) -> str:
     return value
 
 
-def _file_name(record: dict[str, Any], key: str, where: str) -> str:
-    """A name that is safe to create in a folder on any system, forward slashes between folders and file."""
-    name = _text(record, key, where)
-    if re.search(r"[\x00-\x1f\\:]", name) or not all(part.strip(". ") for part in name.split("/")):
-        raise _wrong(where + key, name, "a plain file name")
-    return name
+def _check_name(name: str, place: str) -> None:
+    """Refuse what is not safe to create in a folder on any system; slashes may stand between folders and file."""
+    if re.search(r"[\x00-\x1f\\:\ud800-\udfff]", name) or not all(part.strip(". ") for part in name.split("/")):
+        raise _wrong(place, name, "a plain file name")
 
 
 def _located(path: StrPath) -> Path:
-    """Absolute; its folder without links, its own name as given, which tells a model's kind where the target's may not."""
+    """The path, absolute, its folder without links; its own name stays, which says more than a link's target."""
     path = Path(path).absolute()
     return Path(os.path.realpath(path.parent), path.name)
 
@@ -460,18 +436,14 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _model_files(model: Path) -> dict[str, Path]:
-    """Files of a model by the names that they get in the ``.ecd``."""
-    if not model.is_dir():
-        return {model.name: model}
-    found = sorted(model.rglob("*"))
-    for path in found:
-        if not path.is_file() and (path.is_symlink() or not path.is_dir()):
-            raise EcdError(f"{path} is neither file nor folder; only these can be carried.")
-    return {path.relative_to(model.parent).as_posix(): path for path in found if path.is_file()}
+    """Files of a model by the names that they get; a link to a folder counts as a file, and is refused as none."""
+    found = sorted(model.rglob("*")) if model.is_dir() else [model]
+    return {each.relative_to(model.parent).as_posix(): each for each in found if each.is_symlink() or not each.is_dir()}
 
 
 def _file_record(name: str, source: Path, folder: Path, reference: bool) -> dict[str, Any]:
-    name, size = _file_name({"name": name}, "name", f"{source}: "), source.stat().st_size
+    _check_name(name, str(source))
+    size = source.stat().st_size
     if not reference:
         return {"FileName": name, "Size": size, "Encoding": "base64", "Data": "", "SHA256": ""}
     digest = _copy(_chunks(source), size, len, str(source))
@@ -479,39 +451,21 @@ def _file_record(name: str, source: Path, folder: Path, reference: bool) -> dict
     return {"FileName": name, "Size": size, "Encoding": "reference", "Path": place, "SHA256": digest}
 
 
-def _check_outputs(outputs: list[Path], inputs: Iterable[Path], overwrite: bool) -> None:
-    for output in outputs:
-        if not overwrite and os.path.lexists(output):
-            raise EcdExistsError(f"{output} exists; choose another name{', or overwrite it' if inputs else ''}.")
-        if inputs and outputs[0].suffix.lower() != ".ecd":
-            raise EcdError(f"The output is {outputs[0]}; its name must end in .ecd.")
-        if any(path.exists() and output.exists() and path.samefile(output) for path in inputs):
-            raise EcdError(f"{output} is an input and an output; choose another output.")
+def _check_output(output: Path, inputs: Iterable[Path], overwrite: bool) -> None:
+    if not overwrite and os.path.lexists(output):
+        raise EcdError(f"{output} exists; choose another name.")
+    if any(path.exists() and output.exists() and path.samefile(output) for path in inputs):
+        raise EcdError(f"{output} is an input and an output; choose another output.")
 
 
-def _publish(staged: list[Path], outputs: list[Path], overwrite: bool) -> None:
-    """Give the finished files their names; without `overwrite`, all of them or none."""
-    done: list[Path] = []
+def _publish(source: Path, target: Path, overwrite: bool) -> None:
     try:
-        for source, target in zip(staged, outputs, strict=True):
-            if overwrite:
-                source.replace(target)
-            else:
-                _link(source, target)
-                done.append(target)
-    except BaseException:
-        for target in done:
-            target.unlink()
-        raise
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)  # unlike a rename, never replaces what came there meanwhile
-    except OSError as error:
-        if os.path.lexists(target):
-            raise EcdExistsError(f"{target} exists; choose another name, or overwrite it.") from error
-        source.rename(target)  # a file system without hard links
+        if not overwrite:
+            target.hardlink_to(source)  # unlike a rename, never replaces what came there meanwhile
+            return
+    except OSError:  # the target exists, or the file system has no hard links
+        _check_output(target, (), overwrite)
+    source.replace(target)
 
 
 def _write_ecd(path: Path, definition: dict[str, Any], embedded: list[Path]) -> None:
@@ -524,8 +478,8 @@ def _write_ecd(path: Path, definition: dict[str, Any], embedded: list[Path]) -> 
         file.write(parts[0].encode())
         records = definition["DeepLearningModel"]["Files"]
         for index, source in enumerate(embedded):
-            size = records[index]["Size"]
-            digest = _copy(_chunks(source), size, lambda each: file.write(binascii.b2a_base64(each, newline=False)), "")
+            size, name = records[index]["Size"], str(source)
+            digest = _copy(_chunks(source), size, lambda part: file.write(b2a_base64(part, newline=False)), name)
             file.write(f"{parts[2 * index + 1]}{digest}{parts[2 * index + 2]}".encode())
         file.flush()
         os.fsync(file.fileno())
@@ -533,7 +487,7 @@ def _write_ecd(path: Path, definition: dict[str, Any], embedded: list[Path]) -> 
 
 def _chunks(path: Path) -> Iterator[bytes]:
     if not path.is_file():
-        raise EcdError(f"{path} is missing; the model is needed there.")
+        raise EcdError(f"{path} is no file; the model is needed there.")
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             yield chunk
@@ -545,8 +499,8 @@ def _decoded(path: Path, offset: int, length: int) -> Iterator[bytes]:
         while length > 0 and (chunk := file.read(min(length, _CHUNK))):
             length -= len(chunk)
             try:
-                yield binascii.a2b_base64(chunk, strict_mode=True)
-            except binascii.Error as error:
+                yield a2b_base64(chunk, strict_mode=True)
+            except ValueError as error:
                 raise EcdError(f"{path}: the model's Data is not base64; it is damaged.") from error
 
 
@@ -569,29 +523,17 @@ def _without_data(file: BinaryIO, where: str) -> tuple[bytes, list[tuple[int, in
     kept, spans, searched = bytearray(), list[tuple[int, int]](), 0
     while chunk := file.read(_CHUNK):
         kept += chunk
-        if match := re.compile(rb'(?<!\\)"Data"\s{0,9}:\s{0,9}"').search(kept, searched):
-            begin = file.tell() - len(kept) + match.end()
-            del kept[match.end() :]
-            end = _end_of_data(file, begin, bytes(kept[-999:]), where)
-            kept += b"%d" % len(spans)
-            spans.append((begin, end - begin))
-            file.seek(end)
-        searched = max(searched, len(kept) - 32)
+        searched_to = len(kept) - 512
+        if match := _DATA.search(kept, searched):
+            begin, length = file.tell() - len(kept) + match.end(), -(-int(match[1]) // 3) * 4
+            kept[match.end() :] = b"%d" % len(spans)
+            spans.append((begin, length))
+            file.seek(begin + length)
+            searched_to = len(kept)
+        searched = max(searched, searched_to)
         if len(kept) > _LONGEST_HEAD or len(spans) > _MOST_FILES:
             raise EcdError(f"{where}too much beside the model's Data; not an .ecd.")
     return bytes(kept), spans
-
-
-def _end_of_data(file: BinaryIO, begin: int, before: bytes, where: str) -> int:
-    if sizes := re.findall(rb'"Size"\s*:\s*([0-9]{1,18})\b', before):
-        file.seek(begin + (int(sizes[-1]) + 2) // 3 * 4)
-        if file.read(1) == b'"':
-            return file.tell() - 1
-    file.seek(begin)
-    while chunk := file.read(_CHUNK):
-        if (found := chunk.find(b'"')) >= 0:
-            return file.tell() - len(chunk) + found
-    raise EcdError(f"{where}ends within the model's Data; it was cut short.")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -601,27 +543,21 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status is 0 (done), 2 (asked wrongly) or 130 (stopped)."""
-    parser = _Parser(
-        prog="python -m geodl_dask.ecd",
-        usage="%(prog)s MODEL CLASS_INFO.json OUT.ecd [--reference] [--emd] [--overwrite]\n"
-        "       %(prog)s --extract FILE.ecd NEW_FOLDER",
-        description="Write a deep learning model and its class information as one .ecd, or take an .ecd apart. "
-        "CLASS_INFO.json may also be an .emd or a folder of exported training data.",
-    )
-    parser.add_argument("paths", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--extract", nargs=2, metavar=("FILE.ecd", "NEW_FOLDER"), help="give model and JSON back")
+    parser = _Parser(prog="python -m geodl_dask.ecd", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="MODEL CLASS_INFO.json OUT.ecd (see --extract)")
+    parser.add_argument("--extract", action="store_true", help="PATHs are FILE.ecd NEW_FOLDER: give both back")
     parser.add_argument("--reference", action="store_true", help="leave the model where it is")
     parser.add_argument("--emd", action="store_true", help="write a model definition (.emd) too")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     try:
-        given = parser.parse_args(argv)
-        if len(given.paths) != (0 if given.extract else 3):
+        given = vars(parser.parse_args(argv))
+        paths, is_extract = given.pop("paths"), given.pop("extract")
+        if len(paths) != (2 if is_extract else 3) or (is_extract and any(given.values())):
             parser.error("give MODEL CLASS_INFO.json OUT.ecd, or --extract FILE.ecd NEW_FOLDER")
-        if given.extract:
-            text = " and ".join(map(str, extract(*given.extract)))
+        if is_extract:
+            text = " and ".join(map(str, extract(*paths)))
         else:
-            options = {"reference": given.reference, "emd": given.emd, "overwrite": given.overwrite}
-            ecd = deep_learning_model_to_ecd(*given.paths, **options)
+            ecd = deep_learning_model_to_ecd(*paths, **given)
             text = f"{ecd.path}: {ecd.kind} model {ecd.model_name}, {len(ecd.classes)} classes"
     except EcdError as error:
         return _say(f"error: {error}", sys.stderr, 2)

@@ -28,6 +28,8 @@ from .tiling import Window
 
 GRID_TOLERANCE_PX = 1e-3
 """Two grids are one where no corner is further apart than this, pixels."""
+SPACING_TOLERANCE_PX = 0.1
+"""Coordinates are evenly spaced where none is further than this from its place; they are often rounded."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,8 @@ def _describe_dataset(dataset: Any, path: str, role: str) -> RasterFile:
         )
     alpha = rasterio.enums.ColorInterp.alpha
     bands = tuple(band for band, meaning in zip(dataset.indexes, dataset.colorinterp, strict=True) if meaning != alpha)
-    dtype = _require_real(np.result_type(*(dataset.dtypes[band - 1] for band in bands)) if bands else None, path, role)
+    dtype = np.result_type(*(dataset.dtypes[band - 1] for band in bands)) if bands else None
+    dtype = _require_real(dtype, f"{role} {path}")
     flags = rasterio.enums.MaskFlags.all_valid
     all_valid = all(flags in dataset.mask_flag_enums[band - 1] for band in bands)
     grid = GeoBox(dataset.shape, dataset.transform, str(dataset.crs.to_wkt()))
@@ -204,27 +207,40 @@ def _describe_dataset(dataset: Any, path: str, role: str) -> RasterFile:
 
 def _describe_array(array: xr.DataArray, role: str) -> RasterArray:
     name = f"{role} {array.name}" if array.name else f"{role} (DataArray)"
-    grid = array.odc.geobox
-    if not isinstance(grid, GeoBox):
+    grid, spatial = array.odc.geobox, array.odc.spatial_dims
+    if not isinstance(grid, GeoBox) or not all(_is_evenly_spaced(array[dim].values) for dim in spatial):
         raise RasterInputError(
             f"{name} has dimensions {array.dims} without evenly spaced y, x coordinates; a raster has both."
         )
     if grid.crs is None:
         raise RasterInputError(f"{name} has no CRS. Assign the right one first: array.rio.write_crs('EPSG:xxxx').")
-    rest = [str(dim) for dim in array.dims if dim not in grid.dimensions]
+    rest = [str(dim) for dim in array.dims if dim not in spatial]
     if len(rest) > 1:
         raise RasterInputError(f"{name} has dimensions {array.dims}; y, x and at most one band dimension are needed.")
     ordered = array.expand_dims("band") if not rest else array
-    ordered = ordered.transpose(*(rest or ["band"]), *grid.dimensions)
-    _require_real(ordered.dtype, name, role)
-    nodata = array.rio.nodata if "_FillValue" in array.attrs or "_FillValue" in array.encoding else None
-    pixels = da.asarray(ordered.data)
-    return RasterArray(name, grid, pixels, None if nodata is None else float(nodata))
+    ordered = ordered.transpose(*(rest or ["band"]), *spatial)
+    _require_real(ordered.dtype, name)
+    return RasterArray(name, grid, da.asarray(ordered.data), _nodata_of(array))
 
 
-def _require_real(dtype: np.dtype[Any] | None, name: str, role: str) -> np.dtype[Any]:
+def _is_evenly_spaced(coordinates: np.ndarray) -> bool:
+    even, step_px = np.linspace(coordinates[0], coordinates[-1], len(coordinates), retstep=True)
+    return len(coordinates) == 1 or bool(np.all(np.abs(coordinates - even) <= SPACING_TOLERANCE_PX * abs(step_px)))
+
+
+def _nodata_of(array: xr.DataArray) -> float | None:
+    """The nodata value by the attributes that CF and odc know.
+
+    Encoding speaks of the array as it was stored: real numbers were given NaN for its nodata, integers kept it.
+    """
+    places = (array.attrs, array.encoding) if np.issubdtype(array.dtype, np.integer) else (array.attrs,)
+    named = (place.get(key) for place in places for key in ("_FillValue", "missing_value", "nodata"))
+    return next((float(value) for value in named if value is not None), None)
+
+
+def _require_real(dtype: np.dtype[Any] | None, name: str) -> np.dtype[Any]:
     if dtype is None or not (np.issubdtype(dtype, np.integer) or np.issubdtype(dtype, np.floating)):
-        raise RasterInputError(f"{role} {name} has pixels of type {dtype}; integers or real numbers are needed.")
+        raise RasterInputError(f"{name} has pixels of type {dtype}; integers or real numbers are needed.")
     return dtype
 
 

@@ -6,9 +6,7 @@ import os
 import time
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -39,7 +37,9 @@ class ZarrBlocks:
     def write_block(self, index: Index, values: np.ndarray) -> None:
         """Write one whole chunk: (y, x). Runs on workers."""
         row, col = index[0] * self.block_yx[0], index[1] * self.block_yx[1]
-        _open(self.path)[row : row + values.shape[0], col : col + values.shape[1]] = values
+        # Opened for each block: a later run may lay another array under the same path, or have taken it away.
+        array = zarr.open_array(self.path, mode="r+", config={"write_empty_chunks": True})
+        array[row : row + values.shape[0], col : col + values.shape[1]] = values
 
 
 def write_zarr(
@@ -90,8 +90,3 @@ def _create(change: xr.DataArray, store: Path, block_yx: tuple[int, int]) -> Non
         variable.to_dataset(name=VARIABLE).to_zarr(
             store, compute=False, zarr_format=3, consolidated=True, encoding={VARIABLE: encoding}
         )
-
-
-@lru_cache(maxsize=4)
-def _open(path: str) -> zarr.Array[Any]:
-    return zarr.open_array(path, mode="r+", config={"write_empty_chunks": True})

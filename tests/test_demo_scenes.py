@@ -79,8 +79,17 @@ def test_training_never_sees_a_scene_that_measures_or_shows():
 
 
 def test_scenes_need_numpy_alone():
-    tree = ast.parse(Path(scenes.__file__).read_text(encoding="utf-8"))
-    names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    names += [each.name for node in ast.walk(tree) if isinstance(node, ast.Import) for each in node.names]
-    foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
-    assert foreign == {"numpy"}
+    waiting, seen, foreign = [Path(scenes.__file__)], set(), set()
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1, f"{path.name} reaches out of the demo"
+                waiting += {path.with_name(f"{node.module}.py")} - seen
+            elif isinstance(node, ast.ImportFrom):
+                foreign.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Import):
+                foreign |= {each.name.split(".")[0] for each in node.names}
+    assert foreign - set(sys.stdlib_module_names) == {"numpy"}
+    assert len(seen) > 1

@@ -1,0 +1,206 @@
+"""Networks of one file run without code of their own: what they are given, and what their answer means."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, ToyNetwork, save_network, write_definition
+
+from geodl_dask.definition import load_definition
+from geodl_dask.errors import (
+    BandCountError,
+    ModelArgumentError,
+    ModelDefinitionError,
+    ModelFileError,
+    TileGeometryError,
+)
+from geodl_dask.runners import Batch, Runner, RunnerSpec, choose_kind, load_runner
+from geodl_dask.tiling import TileSpec
+
+
+class PerPixel(torch.nn.Module):
+    """Answers with what a function of the stack says: small enough to see through."""
+
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, stack: torch.Tensor) -> torch.Tensor:
+        return self.answer(stack)
+
+
+class Siamese(torch.nn.Module):
+    def forward(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        change = (after - before).sum(1, keepdim=True)
+        return torch.cat([-change, change], 1)
+
+
+@pytest.fixture
+def load(tmp_path):
+    """load(network, bands=6, arguments..., Key=...): the runner of a network saved as TorchScript."""
+
+    def load_one(network, *, bands=3, network_bands=None, pixel_type="uint8", arguments=(), suffix="pt", **keys):
+        path = tmp_path / f"network.{suffix}"
+        if isinstance(network, Siamese):
+            example = torch.zeros(1, bands, 16, 16)
+            torch.jit.trace(network, (example, example)).save(path)
+        elif network is not None:
+            save_network(network, path, network_bands or 2 * bands)
+        keys = {"ModelFile": path.name, "ExtractBands": list(range(2 * bands)), **keys}
+        definition = load_definition(write_definition(tmp_path / "model.emd", **keys))
+        spec = RunnerSpec(definition, choose_kind(definition), bands, pixel_type, tuple(dict(arguments).items()))
+        return load_runner(spec)
+
+    return load_one
+
+
+def tiles(bands=3, count=4, size=16, seed=0, top=256, dtype=np.uint8) -> Batch:
+    pixels = np.random.default_rng(seed).integers(0, top, (2, count, bands, size, size)).astype(dtype)
+    return Batch(*pixels, np.ones((count, size, size), bool), np.zeros((count, 2), np.int64))
+
+
+def stacked(batch: Batch) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([batch.from_pixels, batch.to_pixels], axis=1).astype(np.float32))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("suffix", ["pt", "pt2", "onnx"])
+def test_every_file_format_gives_the_scores_of_the_network(suffix, models, toy_network):
+    definition = load_definition(models[suffix])
+    runner = load_runner(RunnerSpec(definition, "native", 3, "uint8"))
+    batch = tiles()
+    with torch.inference_mode():
+        expected = toy_network(stacked(batch)).numpy()
+    assert isinstance(runner, Runner)
+    assert (runner.tile, runner.batch_size, runner.output) == (TileSpec((16, 16), 4), 4, "logits")
+    np.testing.assert_allclose(runner.predict(batch), expected, atol=1e-5)
+
+
+def test_torch_answers_the_same_bits_whatever_the_number_of_threads(load):
+    runner = load(ToyNetwork())
+    threads, answers = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        answers.append(runner.predict(tiles()))
+        assert torch.get_num_threads() == count
+    torch.set_num_threads(threads)
+    assert all(np.array_equal(answers[0], each) for each in answers)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_pair_of_inputs_is_from_then_to(load):
+    batch = tiles()
+    expected = batch.to_pixels.sum(1, dtype=float) - batch.from_pixels.sum(1, dtype=float)
+    scores = load(Siamese(), GeodlDask={"input": "pair"}).predict(batch)
+    np.testing.assert_allclose(scores[:, 1], expected)
+
+
+def test_extract_bands_choose_and_order_the_stacked_bands(load):
+    runner = load(ToyNetwork(bands=2), bands=1, ExtractBands=[1, 0])
+    batch = tiles(bands=1)
+    swapped = Batch(batch.to_pixels, batch.from_pixels, batch.valid, batch.origins)
+    in_order = load(ToyNetwork(bands=2), bands=1, ExtractBands=[0, 1])
+    np.testing.assert_array_equal(runner.predict(batch), in_order.predict(swapped))
+
+
+def test_normalisation_of_the_definition_is_applied_to_both_dates(load):
+    first_of_each = PerPixel(lambda stack: torch.cat([stack[:, :1], stack[:, 3:4]], 1) - 5)
+    batch = tiles()
+    by_mean = load(first_of_each, GeodlDask={"mean": [10, 0, 0], "std": [2, 1, 1]}).predict(batch)
+    np.testing.assert_allclose(by_mean[:, 0], (batch.from_pixels[:, 0] - 10.0) / 2 - 5)
+    np.testing.assert_allclose(by_mean[:, 1], (batch.to_pixels[:, 0] - 10.0) / 2 - 5)
+    stats = {
+        "band_min_values": [0, 0, 0],
+        "band_max_values": [200, 255, 255],
+        "scaled_mean_values": [0.5, 0, 0],
+        "scaled_std_values": [0.25, 1, 1],
+    }
+    by_statistics = load(first_of_each, NormalizationStats=stats).predict(batch)
+    np.testing.assert_allclose(
+        by_statistics[:, 0], (batch.from_pixels[:, 0] / 200 - 0.5) / 0.25 - 5, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_class_indices_become_class_values(load):
+    classes = [{"Value": value, "Name": str(value), "Color": [0, 0, 0]} for value in (3, 40, 5)]
+    brightest = PerPixel(lambda stack: stack[:, :3].argmax(1))
+    batch = tiles()
+    runner = load(brightest, Classes=classes, GeodlDask={"output": "classes"})
+    assert runner.returns == "classes"
+    expected = np.array([3, 40, 5])[batch.from_pixels[:, :3].argmax(1)]
+    np.testing.assert_array_equal(runner.predict(batch), expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "output", "threshold"),
+    [
+        (lambda stack: torch.sigmoid(stack[:, :1] - 99), "probabilities", 0.5),
+        (lambda stack: stack[:, :1] - 99, "logits", 0.0),
+        (lambda stack: (stack[:, 0] > 99).long(), "classes", None),
+    ],
+)
+def test_meaning_of_the_answer_is_read_off_the_first_prediction(load, answer, output, threshold):
+    runner = load(PerPixel(answer))
+    assert (runner.output, runner.threshold) == (output, threshold)
+
+
+def test_a_threshold_on_logits_is_the_logit_of_the_probability(load):
+    runner = load(PerPixel(lambda stack: stack[:, :1] - 99), GeodlDask={"output": "logits", "threshold": 0.9})
+    assert runner.threshold == pytest.approx(math.log(9))
+
+
+def test_a_distance_has_to_be_called_one(load):
+    network = PerPixel(lambda stack: stack[:, :1])
+    with pytest.raises(ModelDefinitionError, match='"output": "distance"'):
+        load(network)
+    assert load(network, GeodlDask={"output": "distance", "threshold": 2.5}).threshold == 2.5
+
+
+def test_a_network_with_a_fixed_batch_axis_is_given_just_that(tmp_path):
+    program = torch.export.export(ToyNetwork().eval(), (torch.zeros(3, 6, 16, 16),))
+    torch.export.save(program, tmp_path / "fixed.pt2")
+    definition = load_definition(write_definition(tmp_path / "model.emd", ModelFile="fixed.pt2"))
+    runner = load_runner(RunnerSpec(definition, "native", 3, "uint8", (("batch_size", "8"),)))
+    assert runner.batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "message"),
+    [
+        ({"arguments": {"padding": "8"}}, TileGeometryError, "leaves nothing"),
+        ({"arguments": {"padding": "-1"}}, ModelArgumentError, "at least 0"),
+        ({"arguments": {"batch_size": "0"}}, ModelArgumentError, "at least 1"),
+        ({"arguments": {"paddin": "1"}}, ModelArgumentError, "Did you mean padding"),
+        ({"arguments": {"padding": "1"}, "ModelPadding": 2}, ModelArgumentError, "padding"),
+        ({"bands": 4, "network_bands": 6, "ExtractBands": [0, 1, 2, 3, 4, 5]}, BandCountError, "takes 3 of each date"),
+        ({"ExtractBands": [0, 1, 9]}, BandCountError, "10 in the stacked pair"),
+        ({"ImageHeight": None, "ImageWidth": None}, ModelDefinitionError, "ImageHeight"),
+        ({"ModelPadding": 2}, ModelFileError, r"answered with shape \(4, 2, 16, 16\)"),
+        ({"Classes": [*CLASSES, {"Value": 9, "Name": "x", "Color": [0, 0, 0]}]}, ModelFileError, "2 scores per pixel"),
+        ({"GeodlDask": {"input": "pair"}}, ModelFileError, "does not take"),
+        ({"GeodlDask": {"mean": [1, 2], "std": [1, 1]}}, BandCountError, "normalises 2 band"),
+        ({"NormalizationStats": {"band_min_values": [5], "band_max_values": [5]}}, ModelDefinitionError, "below"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_before_any_work(load, keys, error, message):
+    with pytest.raises(error, match=message):
+        load(ToyNetwork(), **keys)
+
+
+def test_a_state_dict_is_refused_with_what_to_do(load, tmp_path):
+    torch.save(ToyNetwork().state_dict(), tmp_path / "network.pt")
+    with pytest.raises(ModelFileError, match=r"torch\.export\.save"):
+        load(None)
+
+
+def test_a_file_that_is_no_network_is_refused(load, tmp_path):
+    for suffix in ("pt", "pt2", "onnx"):
+        (tmp_path / f"network.{suffix}").write_bytes(b"not a network" * 9)
+        with pytest.raises(ModelFileError, match="cannot be loaded"):
+            load(None, suffix=suffix)
+
+
+def test_an_index_without_a_class_is_refused(load):
+    with pytest.raises(ModelFileError, match="class index 0 to 2"):
+        load(PerPixel(lambda stack: stack[:, :3].argmax(1)), GeodlDask={"output": "classes"}).predict(tiles())
