@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from itertools import islice, product
 from typing import Any, Protocol
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 Index = tuple[int, int]
 Progress = Callable[[int, int], None]
 """Called with the pixels that are done and those to be done in all."""
+
+Counts = Generator[dict[int, int], None, None]
+"""Pixels by value of what has just been written."""
 
 MOST_TASKS = 20_000
 """Blocks are put together into runs, so that a raster of any size makes about this many tasks at the most."""
@@ -60,8 +63,8 @@ def store_blocks(array: da.Array, store: BlockStore, progress: Progress | None =
     kept = array.size - sum(heights[row] * widths[col] for row, col in missing)
     pixels: Counter[int] = Counter()
     write = _rolling if stands_alone(array) else _at_once
-    with _active_client() as client:
-        for counts in write(client, array, store, missing):
+    with _active_client() as client, closing(write(client, array, store, missing)) as finished:
+        for counts in finished:
             pixels.update(counts)
             if progress:
                 progress(kept + pixels.total(), array.size)
@@ -95,7 +98,7 @@ def _active_client() -> Iterator[Client]:
         yield client
 
 
-def _rolling(client: Client, array: da.Array, store: BlockStore, missing: list[Index]) -> Iterator[dict[int, int]]:
+def _rolling(client: Client, array: da.Array, store: BlockStore, missing: list[Index]) -> Counts:
     length = -(-len(missing) // MOST_TASKS) or 1
     runs = iter([missing[start : start + length] for start in range(0, len(missing), length)])
     recipe = cloudpickle.dumps((array, store))
@@ -109,18 +112,25 @@ def _rolling(client: Client, array: da.Array, store: BlockStore, missing: list[I
             yield future
 
     pending = as_completed(submit(islice(runs, 2 * lanes)), loop=client.loop)
-    for future in pending:
-        yield _result(future, array, first_of.pop(future))
-        pending.update(submit(islice(runs, 1)))
+    try:
+        for future in pending:
+            yield _result(future, array, first_of.pop(future))
+            pending.update(submit(islice(runs, 1)))
+    finally:
+        client.cancel(list(pending.futures))
 
 
-def _at_once(client: Client, array: da.Array, store: BlockStore, missing: list[Index]) -> Iterator[dict[int, int]]:
+def _at_once(client: Client, array: da.Array, store: BlockStore, missing: list[Index]) -> Counts:
     blocks = array.to_delayed()
     writes = [delayed(_write_block)(store, index, blocks[index]) for index in missing]
     futures = client.compute(writes, retries=RETRIES)
     index_of = dict(zip(futures, missing, strict=True))
-    for future in as_completed(futures, loop=client.loop):
-        yield _result(future, array, index_of[future])
+    pending = as_completed(futures, loop=client.loop)
+    try:
+        for future in pending:
+            yield _result(future, array, index_of[future])
+    finally:
+        client.cancel(list(pending.futures))
 
 
 def _result(future: Any, array: da.Array, index: Index) -> dict[int, int]:

@@ -379,7 +379,7 @@ def _parse(data: bytes, where: str) -> dict[str, Any]:
 
     try:
         record = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EcdError(f"{where}not JSON in UTF-8: {error}.") from error
     return _object({"text": record}, "text", where)
 

@@ -70,7 +70,7 @@ def growing_output(out: Path) -> Iterator[Path]:
 
 
 def publish(finished: Path, out: Path) -> None:
-    """Give a finished file or folder, both inside `growing_output`, its final name, in the place of what stood there."""
+    """Give what has grown inside `growing_output`, a file or folder, its name, in the place of what stood there."""
     if out.exists() and (out.is_dir() or finished.is_dir()):  # only a file takes the place of a file in one step
         out.replace(finished.with_name("old"))
     finished.replace(out)

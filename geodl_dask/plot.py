@@ -18,7 +18,7 @@ LONGEST_SIDE_PX = 2048
 STRETCH_PERCENT = (2, 98)
 MOST_COLORS, MOST_EXACT_COLORS = 256, 64
 PAPER, INK, EDGE, BLANK = "#FFFFFF", "#22282D", "#00000055", (255, 255, 255)
-LEGEND_COLUMNS = 5
+LEGEND_COLUMNS, LEGEND_CHARACTERS, ENTRY_CHARACTERS = 5, 135, 7
 LEGEND_STYLE = {
     "loc": "lower center",
     "frameon": False,
@@ -60,7 +60,10 @@ def save_change_picture(
         "After": _show_image(_thin(to_pixels)),
         "Change": _show_classes(_thin(change), class_colors, class_values),
     }
-    legend_in = LEGEND_IN + ROW_IN * ((len(class_values) - 1) // LEGEND_COLUMNS)
+    shares = [float(np.mean(change == value)) for value in class_values]
+    labels = [f"{name}  {share:.1%}" for name, share in zip(class_names, shares, strict=True)]
+    columns = _count_columns(labels)
+    legend_in = LEGEND_IN + ROW_IN * ((len(labels) - 1) // columns)
     (width, height), panel = _measure_figure(change.shape, legend_in)
     figure = plt.Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
     for place, (title, image) in enumerate(panels.items()):
@@ -68,10 +71,10 @@ def save_change_picture(
         box = (left / width, legend_in / height, panel[0] / width, panel[1] / height)
         _draw_panel(figure.add_axes(box), title, image)
     patches = [
-        plt.Patch(label=f"{name}  {np.mean(change == value):.1%}", fc=np.divide(color, 255), ec=EDGE)
-        for name, color, value in zip(class_names, class_colors, class_values, strict=True)
+        plt.Patch(label=label, fc=np.divide(color, 255), ec=EDGE)
+        for label, color in zip(labels, class_colors, strict=True)
     ]
-    figure.legend(handles=patches, ncols=min(LEGEND_COLUMNS, len(patches)), **LEGEND_STYLE)
+    figure.legend(handles=patches, ncols=columns, **LEGEND_STYLE)
     canvas = plt.FigureCanvasAgg(figure)
     canvas.draw()
     rgb = np.asarray(canvas.buffer_rgba())[..., :3]
@@ -83,6 +86,15 @@ def _draw_panel(axes: Any, title: str, image: NDArray[np.uint8]) -> None:
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=6)
     axes.spines[:].set(color=INK, linewidth=0.5, alpha=0.4)
+
+
+def _count_columns(labels: Sequence[str]) -> int:
+    """Give the most legend columns, up to five, that fit beside each other; matplotlib fills them one by one."""
+    for columns in range(min(LEGEND_COLUMNS, len(labels)), 1, -1):
+        longest = [max(map(len, column)) for column in np.array_split(labels, columns)]
+        if sum(longest) + ENTRY_CHARACTERS * columns <= LEGEND_CHARACTERS:
+            return columns
+    return 1
 
 
 def _reduce_colors(image_type: Any, rgb: NDArray[np.uint8], exact: Sequence[tuple[int, int, int]]) -> Any:

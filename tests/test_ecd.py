@@ -288,7 +288,7 @@ def test_wrong_class_information_is_refused_by_its_place(folder, change, place):
         (SAMPLE.replace("4,", "4,,").encode(), "line 5 column"),
         (b'{"a": "\xff"}', "byte 0xff in position 7"),
         (SAMPLE.replace('"Version":1', '"Version":1, "Version":1').encode(), "stands twice"),
-        (b'{"a":' * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "recursion"),
         (b"9" * 5000, "not JSON"),
         (b" " * (ecd._LONGEST_INFO + 1), "larger than"),
     ],
@@ -516,6 +516,17 @@ def test_companion_is_a_model_definition_of_the_same_model(folder):
     assert definition.extract_bands == (0, 1, 2, 3)
     assert definition.batch_size == 16
     assert tuple((each.value, each.name, each.color) for each in definition.classes.classes) == out.classes
+
+
+def test_no_depth_of_a_key_that_the_companion_takes_over_is_a_traceback(folder):
+    for depth in (50, 200, 400, 600, 800, 900, 950):
+        text = json.dumps(EXPORT).replace("{", '{"DataRange": ' + "[" * depth + "]" * depth + ", ", 1)
+        (folder / "x.emd").write_text(text)
+        try:
+            deep_learning_model_to_ecd(folder / "cntk.model", folder / "x.emd", folder / f"{depth}.ecd", emd=True)
+        except EcdError:
+            assert not (folder / f"{depth}.ecd").exists()
+    assert (folder / "200.emd").exists()
 
 
 def test_a_large_model_needs_little_memory(folder):

@@ -5,6 +5,7 @@ Case ``n`` of ``GEODL_FUZZ_SEED`` (default 0) is always the same, so a failure i
 """
 
 import collections
+import copy
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from test_ecd import CNTK, EXPORT, GRAPH, SAMPLE, SAVED_MODEL, write_saved_model
 
 from geodl_dask.ecd import EcdError, deep_learning_model_to_ecd, extract, main
 
-CASES = int(os.environ.get("GEODL_FUZZ_CASES", "800"))
+CASES = int(os.environ.get("GEODL_FUZZ_CASES", "1500"))
 SEED = int(os.environ.get("GEODL_FUZZ_SEED", "0"))
 SLOWEST_S = 20.0
 """A case that takes longer hangs; generous, since the machine may be busy."""
@@ -51,11 +52,11 @@ def mutate_values(rng: random.Random, record: Any) -> Any:
             if rng.random() < 0.2:
                 del node[key]
             elif isinstance(node, dict) and rng.random() < 0.3:
-                node[rng.choice(KEYS)] = rng.choice(VALUES)
+                node[rng.choice(KEYS)] = copy.deepcopy(rng.choice(VALUES))
             elif isinstance(node, list) and rng.random() < 0.3:
-                node.append(rng.choice([*node, *VALUES]))
+                node.append(copy.deepcopy(rng.choice([*node, *VALUES])))
             else:
-                node[key] = rng.choice(VALUES)
+                node[key] = copy.deepcopy(rng.choice(VALUES))
             break
     return record
 

@@ -1,0 +1,43 @@
+"""What the README promises."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from geodl_dask.demo import prepare_demo
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def block(language: str, containing: str) -> str:
+    blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (only,) = [each for each in blocks if containing in each]
+    return only
+
+
+def numbers_and_words(text: str) -> tuple[list[float], str]:
+    numbers = [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", text)]
+    return numbers, re.sub(r"[\d,\s]+", " ", text)
+
+
+def test_python_example_prints_what_the_readme_says(tmp_path):
+    prepare_demo(tmp_path / "geodl-dask-demo")
+    example = subprocess.run(
+        [sys.executable, "-c", block("python", "detect_change")],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert example.returncode == 0, example.stderr
+    numbers, words = numbers_and_words(example.stdout)
+    promised_numbers, promised_words = numbers_and_words(block("text", "pixels of new road"))
+    assert words == promised_words
+    assert numbers == pytest.approx(promised_numbers, rel=0.01)  # processors differ in the last bit of a score
+    assert (tmp_path / "change.tif").exists()
+
+
+def test_files_that_the_readme_names_are_there():
+    text = README.read_text(encoding="utf-8")
+    for name in re.findall(r"\]\((?!http)([^)#]+)\)", text) + ["constraints.txt", ".ci/run"]:
+        assert (README.parent / name).exists(), name
