@@ -105,11 +105,10 @@ def _rolling(client: Client, array: da.Array, store: BlockStore, missing: list[I
     lanes = max(1, sum(client.nthreads().values()))
     first_of: dict[Any, Index] = {}
 
-    def submit(some: Iterable[list[Index]]) -> Iterator[Any]:
-        for run in some:
-            future = client.submit(_write_run, recipe, run, pure=False, retries=RETRIES)
-            first_of[future] = run[0]
-            yield future
+    def submit(some: Iterable[list[Index]]) -> list[Any]:
+        begun = {client.submit(_write_run, recipe, run, pure=False, retries=RETRIES): run[0] for run in some}
+        first_of.update(begun)
+        return list(begun)
 
     pending = as_completed(submit(islice(runs, 2 * lanes)), loop=client.loop)
     try:

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import __version__
-from .errors import GeodlError, RequestError
+from .errors import GeodlError, OutputExistsError, RequestError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 STATUS_FAILED, STATUS_ASKED_WRONGLY, STATUS_STOPPED = 1, 2, 130
 
-err = Console(stderr=True)
-out = Console(soft_wrap=True)
+log = logging.getLogger(__name__)
+# Paths and class names are printed as they are, brackets and colons too.
+err = Console(stderr=True, markup=False, emoji=False, highlight=False)
+out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
 class _Chunks(click.ParamType[Any]):
@@ -91,11 +93,13 @@ def detect_change_command(
 
         started = time.perf_counter()
         write = _writer_of(output, overwrite=overwrite)
+        _refuse_input_as_output(output, from_raster, to_raster, model)
         with err.status("Opening the model and the rasters") if not quiet else _nothing():
             change = detect_change(
                 from_raster, to_raster, model, arguments=arguments, trust_code=trust_code, runner=runner,  # type: ignore[arg-type]
                 processor=processor_type, chunks=chunks,  # type: ignore[arg-type]
             )  # fmt: skip
+        _log_plan(change)
         with _client(workers, quiet=quiet):
             written = _write_showing_progress(write, change, output, overwrite=overwrite, quiet=quiet)
         if not quiet:
@@ -118,6 +122,7 @@ def demo_command(folder: Path, overwrite: bool, quiet: bool, verbose: int) -> No
         with err.status("Rendering two aerial images") if not quiet else _nothing():
             demo = prepare_demo(folder, overwrite=overwrite)
             change = demo.detect_change()
+        _log_plan(change)
         with _client(None, quiet=quiet):
             for output in (demo.cog, demo.zarr):
                 write = _writer_of(str(output), overwrite=overwrite)
@@ -127,8 +132,8 @@ def demo_command(folder: Path, overwrite: bool, quiet: bool, verbose: int) -> No
             return
         _print_summary(change, written, time.perf_counter() - started)
         for name, score in compare_with_truth(demo).items():
-            out.print(f"F1 against the truth, {name}: {score:.3f}", highlight=False)
-        out.print("Files: " + ", ".join(str(path) for path in demo.files), highlight=False)
+            out.print(f"F1 against the truth, {name}: {score:.3f}")
+        out.print("Files: " + ", ".join(str(path) for path in demo.files))
 
 
 def main() -> None:
@@ -143,7 +148,8 @@ def _manners(verbose: int) -> Iterator[None]:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err)], force=True)
     logging.getLogger("geodl_dask").setLevel(level)
     if not dask.config.get("logging", None):  # distributed reads it when it is imported, which is later
-        dask.config.set({"logging": {"distributed": "info" if verbose > 1 else "warning"}})
+        # It shouts of each failed attempt and each cancelled task, of which our own message is the sum.
+        dask.config.set({"logging": {"distributed": ("critical", "warning", "info")[min(verbose, 2)]}})
     try:
         yield
     except GeodlError as error:
@@ -168,7 +174,7 @@ def _client(workers: int | None, *, quiet: bool) -> Iterator[None]:
     with connect("local", workers=workers) as client:
         dashboard = dashboard_of(client)
         if dashboard and not quiet:
-            err.print(f"Dask dashboard: {dashboard}", highlight=False)
+            err.print(f"Dask dashboard: {dashboard}")
         yield
 
 
@@ -186,10 +192,23 @@ def _writer_of(output: str, *, overwrite: bool) -> Any:
     return write_cog
 
 
+def _refuse_input_as_output(output: str, *inputs: str) -> None:
+    if Path(output).resolve() in [Path(each).resolve() for each in inputs if Path(output).name == Path(each).name]:
+        raise OutputExistsError(f"The output {output} is one of the inputs; choose another name.")
+
+
+def _log_plan(change: xr.DataArray) -> None:
+    (heights, widths), told = change.chunks or ((), ()), change.attrs
+    log.info(
+        "%s (%s): tiles of %s pixels, padding %s; %s x %s blocks of up to %s x %s pixels", told["model"], told["runner"],
+        " x ".join(map(str, told["tile_size"])), told["padding"], len(heights), len(widths), max(heights), max(widths),
+    )  # fmt: skip
+
+
 def _write_showing_progress(write: Any, change: xr.DataArray, output: str, *, overwrite: bool, quiet: bool) -> Written:
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}", markup=False), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=err, disable=quiet) as bar:
         task = bar.add_task(Path(output).name, total=change.size, rate="")
@@ -220,4 +239,4 @@ def _print_summary(change: xr.DataArray, written: Written, seconds: float) -> No
         table.add_row(Text("██", color), str(area.model_class.value), area.model_class.name, size, f"{area.share:.2%}")
     out.print(table)
     height, width = change.shape
-    out.print(f"{written.path}: {width:,} x {height:,} pixels in {seconds:.1f} s", highlight=False)
+    out.print(f"{written.path}: {width:,} x {height:,} pixels in {seconds:.1f} s")

@@ -15,13 +15,18 @@ def connect(cluster: str = "local", *, workers: int | None = None) -> Client:
 
     cluster : ``"local"``, or the address of a scheduler that runs.
     workers : local worker processes, which share the cores; None computes in this process, which needs no
-        start-up and no second copy of the model.
-    Raises RequestError for what is no cluster, or fewer workers than one.
+        start-up and no second copy of the model. A scheduler that runs has its own.
+    Raises RequestError for what is no cluster or cannot be reached, or fewer workers than one.
     """
     if cluster != "local":
         if "://" not in cluster:
             raise RequestError(f"cluster is {cluster!r}; local or a scheduler's address (tcp://host:port) is needed.")
-        return Client(cluster)
+        if workers is not None:
+            raise RequestError(f"workers is {workers}; the scheduler at {cluster} has its own. Leave it out.")
+        try:
+            return Client(cluster)
+        except (OSError, ValueError) as error:
+            raise RequestError(f"No Dask scheduler can be reached at {cluster}: {error}. Does it run?") from error
     if workers is not None and workers < 1:
         raise RequestError(f"workers is {workers}; at least 1 is needed.")
     count = workers or 1

@@ -133,8 +133,6 @@ class Ecd:
 def _own_error() -> Iterator[None]:
     try:
         yield
-    except EcdError:
-        raise
     except RecursionError as error:
         raise EcdError("the JSON is nested too deeply.") from error
     except OSError as error:
@@ -210,10 +208,8 @@ def read_ecd(path: StrPath) -> Ecd:
     with path.open("rb") as file:
         head, spans = _without_data(file, where)
     envelope = _parse(head, where)
-    if "EsriClassifierDefinitionFile" not in envelope:
-        raise EcdError(f"{where}EsriClassifierDefinitionFile is missing; this is not an .ecd.")
-    _integer(envelope, "FileVersion", where, 1, 1)
-    _integer(envelope, "NumberDefinitions", where, 1, 1)
+    for key, value in (("EsriClassifierDefinitionFile", 0), ("FileVersion", 1), ("NumberDefinitions", 1)):
+        _integer(envelope, key, where, value, value)
     definition, where = _objects(envelope, "Definitions", where, most=1)[0], f"{where}Definitions[0]."
     info, model = (_object(definition, key, where) for key in ("ExtraInfo", "DeepLearningModel"))
     essentials = _essentials(definition, where, ("Classifier", "NumberBands", "MiniBatchSize"))
@@ -319,9 +315,7 @@ def _definition(info: Path, kind: str) -> dict[str, Any]:
 
 def _from_emd(emd: dict[str, Any], where: str, kind: str) -> dict[str, Any]:
     """Essentials of an ``.emd``: a model's, or an export's, where "e.g. 8" or -1, -1, -1 mean that it is not known."""
-    inputs = emd.get("InputRastersProps")
     lists = [emd.get("ExtractBands"), emd.get("AllTilesStats")]
-    lists += [inputs.get("BandNames")] if isinstance(inputs, dict) else []
     classes = _objects(emd, "Classes", where)
     for index, entry in enumerate(classes):
         entry.update({key: str(entry[key]) for key in ("Name", "ClassName") if type(entry.get(key)) is int})

@@ -402,7 +402,7 @@ def test_a_model_that_changes_while_it_is_read_is_refused(folder, monkeypatch):
         (b'"Data"', b'"Daten"', "Data is missing"),
         (b'"FileVersion": 1', b'"FileVersion": 3', "FileVersion is 3"),
         (b'"NumberClasses": 2', b'"NumberClasses": 3', "NumberClasses is 3"),
-        (b"EsriClassifierDefinitionFile", b"EsriEndmemberDefinitionFile", "not an .ecd"),
+        (b"EsriClassifierDefinitionFile", b"EsriEndmemberDefinitionFile", "EsriClassifierDefinitionFile is missing"),
         (b'"DeepLearningModel"', b'"Other"', "DeepLearningModel is missing"),
         (b'"Red": 56', b'"Red": 560', r"Definitions\[0\].Classes\[1\].Color"),
         (b'"cntk.model"', b'"../cntk.model"', r"Files\[0\].FileName"),

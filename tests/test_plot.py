@@ -145,7 +145,7 @@ def test_legend_covers_no_panel_and_stays_in_the_picture(save, figures, classes,
     assert max(axes.get_tightbbox().y1 for axes in figure.axes) <= height
 
 
-@pytest.mark.parametrize("classes", [65, 256, 300])
+@pytest.mark.parametrize("classes", [65, 300])
 def test_any_number_of_classes_is_drawn(save, classes):
     colors = [(value % 256, 255 - value % 256, 90) for value in range(classes)]
     change = np.full(SHAPE_YX, 40)

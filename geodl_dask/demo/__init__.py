@@ -18,7 +18,7 @@ from rasterio.transform import from_origin
 from ..change import detect_change
 from ..classes import ClassTable
 from ..definition import load_definition
-from ..errors import OutputExistsError
+from ..errors import OutputError, OutputExistsError
 from ..outputs import partial_of
 from ..plot import save_change_picture
 from .scenes import render_pair
@@ -89,7 +89,8 @@ class Demo:
 def prepare_demo(folder: Path, *, overwrite: bool = False) -> Demo:
     """Render the images and put the model beside them.
 
-    Raises OutputExistsError where something of a demo stands in ``folder`` and may not be replaced.
+    Raises OutputExistsError where something of a demo stands in ``folder`` and may not be replaced, OutputError where
+    the folder cannot be made.
     """
     demo = Demo(folder)
     standing = [path.name for path in (*demo.files, partial_of(demo.cog), partial_of(demo.zarr)) if path.exists()]
@@ -97,7 +98,10 @@ def prepare_demo(folder: Path, *, overwrite: bool = False) -> Demo:
         raise OutputExistsError(
             f"{folder} holds {', '.join(standing)} already. Name another folder, or say --overwrite (overwrite=True)."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {folder} cannot be made: {error.strerror}. Name another.") from error
     scene = render_pair(SEED, SHAPE_YX)
     for path, pixels in ((demo.from_raster, scene.from_pixels), (demo.to_raster, scene.to_pixels)):
         _write_geotiff(path, pixels)
