@@ -89,7 +89,7 @@ def main() -> None:
             peaks.append(peak)
             print(
                 f"{size:6} x {size:6}: peak of a worker {peak:6.0f} MB, {peak / floor:.2f} of the floor "
-                f"({floor:.0f} MB); client {peak_mb():.0f} MB; {seconds:.0f} s, {size * size / seconds / 1e6:.2f} Mpx/s",
+                f"({floor:.0f} MB); client {peak_mb():.0f} MB; {seconds:.0f} s, {size**2 / seconds / 1e6:.2f} Mpx/s",
                 flush=True,
             )
     print(f"largest raster's peak / smallest's: {peaks[-1] / peaks[0]:.2f}")

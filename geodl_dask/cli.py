@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -149,7 +150,9 @@ def _manners(verbose: int) -> Iterator[None]:
     logging.getLogger("geodl_dask").setLevel(level)
     if not dask.config.get("logging", None):  # distributed reads it when it is imported, which is later
         # It shouts of each failed attempt and each cancelled task, of which our own message is the sum.
-        dask.config.set({"logging": {"distributed": ("critical", "warning", "info")[min(verbose, 2)]}})
+        spoken = ("critical", "warning", "info")[min(verbose, 2)]
+        dask.config.set({"logging": {"distributed": spoken}})
+        os.environ["DASK_LOGGING__DISTRIBUTED"] = spoken  # for worker processes
     try:
         yield
     except GeodlError as error:
@@ -199,10 +202,9 @@ def _refuse_input_as_output(output: str, *inputs: str) -> None:
 
 def _log_plan(change: xr.DataArray) -> None:
     (heights, widths), told = change.chunks or ((), ()), change.attrs
-    log.info(
-        "%s (%s): tiles of %s pixels, padding %s; %s x %s blocks of up to %s x %s pixels", told["model"], told["runner"],
-        " x ".join(map(str, told["tile_size"])), told["padding"], len(heights), len(widths), max(heights), max(widths),
-    )  # fmt: skip
+    tile = " x ".join(map(str, told["tile_size"]))
+    log.info("%s (%s): tiles of %s pixels, padding %s", told["model"], told["runner"], tile, told["padding"])
+    log.info("%s x %s blocks of up to %s x %s pixels", len(heights), len(widths), max(heights), max(widths))
 
 
 def _write_showing_progress(write: Any, change: xr.DataArray, output: str, *, overwrite: bool, quiet: bool) -> Written:

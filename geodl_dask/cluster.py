@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 
 from dask.system import CPU_COUNT
-from distributed import Client
+from distributed import Client, Worker, WorkerPlugin
 
 from .errors import RequestError
 
@@ -30,12 +31,25 @@ def connect(cluster: str = "local", *, workers: int | None = None) -> Client:
     if workers is not None and workers < 1:
         raise RequestError(f"workers is {workers}; at least 1 is needed.")
     count = workers or 1
-    return Client(
+    client = Client(
         n_workers=count,
         threads_per_worker=max(1, CPU_COUNT // count),
         processes=workers is not None,
         dashboard_address="127.0.0.1:0" if importlib.util.find_spec("bokeh") else None,
     )
+    if workers is not None:
+        client.register_plugin(_InterruptsAreForTheClient())
+    return client
+
+
+class _InterruptsAreForTheClient(WorkerPlugin):
+    """Ctrl-C reaches every process of a terminal: worker processes leave it to the client, which closes them."""
+
+    name = "interrupts-are-for-the-client"
+
+    def setup(self, worker: Worker) -> None:
+        """Runs in the main thread of a worker process."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def dashboard_of(client: Client) -> str | None:

@@ -35,6 +35,7 @@ from .errors import ModelDefinitionError, ModelPackageError
 from .package import find_definition, is_package, open_package
 
 MOST_CLASSES = 4096
+IS_URL = re.compile("[a-zA-Z][a-zA-Z0-9+.-]+://")  # c://folder is a way of writing c:/folder
 MOST_MODEL_FILES = 1000
 LARGEST_TILE_PX = 65_536
 DEEPEST_FUNCTION = 16
@@ -126,7 +127,7 @@ def load_definition(model: str | os.PathLike[str]) -> ModelDefinition:
     if isinstance(model, str) and (text := model.lstrip("\ufeff \t\r\n")).startswith("{"):
         return _read(text, "JSON text", _Places(None, None))
     source = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
-    if not isinstance(source, str) or not source or "\0" in source or "://" in source:
+    if not isinstance(source, str) or not source or "\0" in source or IS_URL.match(source):
         raise ModelDefinitionError(
             f"The model is {shown(model)}; the path of an .emd or .dlpk on disk, or the text of an .emd, is needed."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 from .errors import DeviceError
@@ -28,3 +29,32 @@ def choose_device(processor: Processor = "auto") -> Literal["cpu", "cuda"]:
             "torch is a CUDA build, or ask for the processor type cpu."
         )
     return "cpu"
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use, in the words of CUDA_VISIBLE_DEVICES: numbers, or names of parts (MIG)."""
+    import torch
+
+    count = torch.cuda.device_count()
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(number) for number in range(count)] if listed is None else [name.strip() for name in listed.split(",")]
+    return tuple(names[:count])
+
+
+def bind_gpu(gpu_id: int) -> None:
+    """Make one of the visible GPUs, from 0, the only one that this process sees.
+
+    Raises DeviceError where it is not there, or torch has taken another one in this process already.
+    """
+    import torch
+
+    gpus = visible_gpus()
+    if not 0 <= gpu_id < len(gpus):
+        there = f"those from 0 to {len(gpus) - 1} are" if gpus else "none is"
+        raise DeviceError(f"GPU {gpu_id} was asked for; {there} visible to this process (see nvidia-smi).")
+    if torch.cuda.is_initialized() and len(gpus) > 1:
+        raise DeviceError(
+            f"GPU {gpu_id} was asked for, and torch has taken a GPU in this process already. Ask before anything else, "
+            "or set CUDA_VISIBLE_DEVICES before Python starts."
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[gpu_id]

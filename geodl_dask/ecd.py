@@ -59,7 +59,7 @@ _KINDS = (
     ("ONNX", rb"\x08[\x01-\x7f][\x12\x1a\x22\x28\x32\x3a\x42]"),
 )
 
-_DATA = re.compile(rb'"Size": *([0-9]{1,16}),\s*"Encoding": *"base64",\s*"Data": *"'.replace(b"*", b"{0,40}"))
+_DATA = re.compile(rb'"Size": *([0-9]{1,16}),\s*"Encoding": *"base64",\s*"Data": *"')
 StrPath = str | os.PathLike[str]
 
 

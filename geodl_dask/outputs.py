@@ -71,6 +71,7 @@ def growing_output(out: Path) -> Iterator[Path]:
 
 def publish(finished: Path, out: Path) -> None:
     """Give what has grown inside `growing_output`, a file or folder, its name, in the place of what stood there."""
-    if os.path.lexists(out) and (out.is_dir() or finished.is_dir()):  # only a file takes the place of a file in one step
+    # Only a file takes the place of a file in one step.
+    if os.path.lexists(out) and (out.is_dir() or finished.is_dir()):
         out.replace(finished.with_name("old"))
     finished.replace(out)

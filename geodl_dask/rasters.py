@@ -69,7 +69,8 @@ class RasterFile:
         where = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
         try:
             with rasterio.open(self.path) as dataset:
-                pixels = dataset.read(list(self.bands), window=where, out_dtype=self.dtype)
+                # One by one, for rasterio reads bands of several types only so.
+                pixels = np.stack([dataset.read(band, window=where, out_dtype=self.dtype) for band in self.bands])
                 masks = None if self.all_valid else dataset.read_masks(list(self.bands), window=where)
         except rasterio.errors.RasterioError as error:
             cause = f" ({error.__cause__})" if error.__cause__ else ""
@@ -260,9 +261,11 @@ def _require_same_grid(from_raster: Raster, to_raster: Raster) -> None:
 
 def _describe_grid(grid: GeoBox) -> str:
     bounds = ", ".join(f"{value:.10g}" for value in grid.boundingbox.bbox)
+    epsg = grid.crs.to_epsg() if grid.crs else None
+    crs = f"EPSG:{epsg}" if epsg else grid.crs
     return (
         f"{grid.shape[0]} x {grid.shape[1]} pixels (rows x columns) of {grid.resolution.x:.6g} x "
-        f"{abs(grid.resolution.y):.6g}, {grid.crs}, bounds ({bounds})"
+        f"{abs(grid.resolution.y):.6g}, {crs}, bounds ({bounds})"
     )
 
 

@@ -38,7 +38,8 @@ class ZarrBlocks:
         """Write one whole chunk: (y, x). Runs on workers."""
         row, col = index[0] * self.block_yx[0], index[1] * self.block_yx[1]
         # Opened for each block: a later run may lay another array under the same path, or have taken it away.
-        array = zarr.open_array(self.path, mode="r+", config={"write_empty_chunks": True})
+        # `open_array` of Zarr 3.1 takes a config and forgets it; a chunk that is all nodata would leave no file.
+        array = zarr.open_array(self.path, mode="r+").with_config({"write_empty_chunks": True})
         array[row : row + values.shape[0], col : col + values.shape[1]] = values
 
 

@@ -106,6 +106,23 @@ def test_class_colors_are_exact_in_the_change_panel(save, figures):
     assert found == pytest.approx([0.5, 0.25, 0.25], abs=0.02)
 
 
+def test_color_of_a_rare_class_is_not_mixed_with_the_photographs(save):
+    change = np.zeros(SHAPE_YX, np.uint8)
+    change[7:9, 20:22] = 3
+    noise = np.random.default_rng(0).integers(0, 256, (2, 3, 400, 600), np.uint8)
+    picture = save(*noise, change)[:, 1600 * 2 // 3 + 15 :][:350]
+    assert (picture == COLORS[1]).all(-1).sum() > 100
+
+
+@pytest.mark.parametrize("shape_yx", [(60, 40), (40, 60)])
+def test_panels_fill_the_width(save, shape_yx):
+    image = np.full((3, *shape_yx), 90, np.uint8)
+    picture = save(image, image, np.full(shape_yx, 9))
+    top, bottom, left, right = box_of(picture[:, 1600 * 2 // 3 :], COLORS[2])
+    assert right - left > 0.31 * 1600
+    assert picture.shape[0] - (bottom - top) < 120
+
+
 def test_value_without_a_class_is_white(save, figures):
     save(change=np.full(SHAPE_YX, 5))
     assert (shown(figures, 2) == 255).all()
@@ -190,7 +207,8 @@ def test_other_types_are_stretched_by_date_and_band(save, figures, dtype):
 def test_what_is_not_finite_is_white_and_does_not_count(save, figures):
     values = np.linspace(0, 1, 2400, dtype=np.float32).reshape(1, *SHAPE_YX)
     holed = values.copy()
-    holed[0, 10:20, 10:20], holed[0, 0, 0], holed[0, 0, 1] = np.nan, np.inf, -np.inf
+    for start, hole in enumerate((np.nan, np.inf, -np.inf)):
+        holed.ravel()[start::20] = hole
     save(values, holed)
     whole, stretched = (shown(figures, panel)[..., 0].astype(int) for panel in (0, 1))
     finite = np.isfinite(holed[0])

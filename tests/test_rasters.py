@@ -166,11 +166,13 @@ def test_lazy_blocks_of_a_file_are_its_windows(file):
         np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), eager)
 
 
+KEPT_BY_RIOXARRAY = [make for make in FILES if make not in (with_mask_band, with_alpha_band, with_nodata_per_band)]
+
+
+@pytest.mark.parametrize("make", KEPT_BY_RIOXARRAY, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("masked", [False, True])
-def test_open_file_and_open_array_of_it_agree(file, masked):
-    path, _ = file
-    if path.stem in ("mask", "alpha", "per_band"):
-        pytest.skip("rioxarray keeps one nodata value, and neither masks nor alpha")
+def test_open_file_and_open_array_of_it_agree(tmp_path, image, make, masked):
+    path = make(tmp_path, image)
     array = rioxarray.open_rasterio(path, masked=masked)
     pixels, valid = computed(open_raster(array))
     expected, expected_valid = open_raster(path).read(WHOLE)
@@ -303,12 +305,12 @@ def test_folder_is_refused(tmp_path):
 
 
 def test_raster_without_crs_is_refused_with_what_to_do(tmp_path, image):
-    with pytest.raises(RasterInputError, match="no CRS.*rio edit-info"):
+    with pytest.raises(RasterInputError, match=r"no CRS.*rio edit-info"):
         open_raster(write_raster(tmp_path / "nowhere.tif", image, crs=None))
     array = as_array(image).drop_vars("spatial_ref")
     for dim in ("y", "x"):
         del array[dim].attrs["crs"]
-    with pytest.raises(RasterInputError, match="no CRS.*write_crs"):
+    with pytest.raises(RasterInputError, match=r"no CRS.*write_crs"):
         open_raster(array)
 
 
@@ -342,7 +344,9 @@ def test_truncated_file_fails_when_its_missing_pixels_are_read(tmp_path, image, 
     path = write_raster(tmp_path / "cut.tif", image.repeat(20, axis=1).repeat(20, axis=2))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
     raster = open_raster(path)
-    with pytest.raises(RasterReadError, match=r"cut\.tif cannot be read at row 336, column 536, 64 x 64 pixels: .+whole"):
+    with pytest.raises(
+        RasterReadError, match=r"cut\.tif cannot be read at row 336, column 536, 64 x 64 pixels: .+whole"
+    ):
         raster.read(Window(336, 536, 64, 64))
     assert raster.read(Window(0, 0, 8, 8))[0].shape == (3, 8, 8)
 
@@ -399,7 +403,9 @@ def test_other_grid_is_refused_with_both_grids(tmp_path, image, other, named):
     assert [text for text in [*named, "rio warp"] if text not in str(raised.value)] == []
 
 
-@pytest.mark.parametrize(("shift_px", "is_one_grid"), [(0.0009, True), (-0.0009, True), (0.0011, False), (-0.0011, False)])
+@pytest.mark.parametrize(
+    ("shift_px", "is_one_grid"), [(0.0009, True), (-0.0009, True), (0.0011, False), (-0.0011, False)]
+)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_grids_may_differ_by_a_thousandth_of_a_pixel(image, shift_px, is_one_grid, axis):
     shift = (shift_px, 0) if axis else (0, shift_px)

@@ -133,7 +133,7 @@ def train_network(samples: Samples, rng: Generator) -> ChangeNetwork:
 
 def _index_classes(truth: NDArray[np.uint8]) -> list[NDArray[Any]]:
     """List (scene, y, x) of some pixels of each class that occurs."""
-    spots = [np.argwhere(truth[:, ::5, ::5] == value) * (1, 5, 5) for value in range(5)]
+    spots = [np.argwhere(truth[:, ::5, ::5] == value) * (1, 5, 5) for value in range(len(CLASS_NAMES))]
     return [each for each in spots if len(each)]
 
 

@@ -53,6 +53,29 @@ class Batch:
     """(tile, 2) int64: row and column, in the grid, of each tile's upper-left pixel."""
 
 
+@dataclass(frozen=True)
+class Parameter:
+    """An argument that a model takes."""
+
+    name: str
+    """Name under which its value reaches the model."""
+    data_type: str
+    """Esri's word for it: raster, rasters, numeric, string, boolean, GPLong, GPDouble, GPString."""
+    default: str | None
+    """Default as text; None where it has none."""
+    display_name: str
+    """Name for people."""
+    description: str
+    """What it is for."""
+    domain: tuple[str, ...]
+    """Allowed values; lowest and highest for GPDouble and GPLong; empty where any value will do."""
+
+    @property
+    def is_number(self) -> bool:
+        """Whether values are numbers."""
+        return self.data_type.lower() in ("numeric", "gplong", "gpdouble")
+
+
 @runtime_checkable
 class Runner(Protocol):
     """A loaded model. Everything here is fixed once it is loaded."""
@@ -107,6 +130,22 @@ def require_trust(definition: ModelDefinition, kind: str, *, trust_code: bool) -
             f"{definition.source} brings its own Python code ({definition.inference_function_name}), which would run "
             "with your rights. If you trust where it comes from, say --trust-code (Python: trust_code=True)."
         )
+
+
+def describe_parameters(
+    definition: ModelDefinition, kind: Literal["native", "raster-function"], device: Device = "cpu"
+) -> tuple[Parameter, ...]:
+    """The arguments that a model takes. Runs the code of a model with a raster function; no rasters are needed.
+
+    Raises ModelDefinitionError, ModelFileError, DeviceError or MissingDependencyError.
+    """
+    if kind == "raster-function":
+        from . import raster_function
+
+        return raster_function.describe_parameters(definition, device)
+    from . import native
+
+    return native.describe_parameters(definition)
 
 
 def load_runner(spec: RunnerSpec) -> Runner:

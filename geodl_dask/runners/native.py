@@ -11,7 +11,7 @@ from ..arguments import check_names, integer_argument
 from ..definition import ModelDefinition
 from ..errors import BandCountError, ModelDefinitionError, ModelFileError
 from ..tiling import TileSpec
-from . import Batch, RunnerSpec
+from . import Batch, Parameter, RunnerSpec
 
 DEFAULT_BATCH_SIZE = 4
 
@@ -39,8 +39,7 @@ class NativeRunner:
 
     def __init__(self, spec: RunnerSpec, network: Network) -> None:
         definition, given = spec.definition, dict(spec.arguments)
-        known = ["batch_size"] if definition.model_padding is not None else ["padding", "batch_size"]
-        check_names(given, known, definition.source)
+        check_names(given, [each.name for each in describe_parameters(definition)], definition.source)
         self._network = network
         self._takes_pair = definition.native.input == "pair"
         self._bands = _stacked_bands(definition, spec.band_count)
@@ -104,6 +103,16 @@ class NativeRunner:
             )
 
 
+def describe_parameters(definition: ModelDefinition) -> tuple[Parameter, ...]:
+    """The arguments of a native model; no padding where the definition has a ModelPadding, which fixes it."""
+    batch_size = str(definition.batch_size or DEFAULT_BATCH_SIZE)
+    known = [Parameter("batch_size", "numeric", batch_size, "Batch size", "Tiles per call of the network.", ())]
+    if definition.model_padding is None:
+        what = "Pixels cut from each side of a tile's prediction."
+        known.insert(0, Parameter("padding", "numeric", str(_default_padding(definition)), "Padding", what, ()))
+    return tuple(known)
+
+
 def _tile_yx(definition: ModelDefinition) -> tuple[int, int]:
     if definition.tile_yx is None:
         raise ModelDefinitionError(
@@ -115,8 +124,11 @@ def _tile_yx(definition: ModelDefinition) -> tuple[int, int]:
 def _padding(definition: ModelDefinition, given: dict[str, str]) -> int:
     if definition.model_padding is not None:
         return definition.model_padding
-    default = definition.padding if definition.padding is not None else _tile_yx(definition)[0] // 4
-    return integer_argument(given, "padding", default, 0)
+    return integer_argument(given, "padding", _default_padding(definition), 0)
+
+
+def _default_padding(definition: ModelDefinition) -> int:
+    return definition.padding if definition.padding is not None else _tile_yx(definition)[0] // 4
 
 
 def _stacked_bands(definition: ModelDefinition, band_count: int) -> tuple[int, ...]:

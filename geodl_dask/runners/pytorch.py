@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from ..errors import ModelFileError
 from . import RunnerSpec
+from .torch_files import require_plain_network
 
 
 class TorchNetwork:
@@ -21,9 +23,10 @@ class TorchNetwork:
         self._source = spec.definition.source
         self._device = torch.device(spec.device)
         self.batch_size: int | None = None
+        require_plain_network(path)
         try:
             self._module = self._load(path)
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AssertionError) as error:
+        except Exception as error:  # whatever a damaged file leads torch into
             raise ModelFileError(
                 f"{path} cannot be loaded as {'torch.export' if path.endswith('.pt2') else 'TorchScript'} by torch "
                 f"{torch.__version__}: {_first_line(error)}. Weights alone (a state dict) need their network: export "
@@ -59,11 +62,29 @@ class TorchNetwork:
             with warnings.catch_warnings():  # TorchScript is deprecated in torch 2.13, and what people have
                 warnings.simplefilter("ignore")
                 return torch.jit.load(path, map_location=self._device).eval()
-        program = torch.export.load(path)
+        program = _load_export(path)
         inputs = program.graph_signature.user_inputs
         meta = next(node.meta["val"] for node in program.graph.nodes if node.name == inputs[0])
         self.batch_size = meta.shape[0] if isinstance(meta.shape[0], int) else None
         return program.module().to(self._device)
+
+
+def _load_export(path: str) -> torch.export.ExportedProgram:
+    """torch.export.load, less its log: it logs what went wrong, then raises that its log says so."""
+    causes: list[BaseException] = []
+
+    def keep_cause(record: logging.LogRecord) -> bool:
+        causes.extend([record.exc_info[1]] if record.exc_info and record.exc_info[1] else [])
+        return False
+
+    log = logging.getLogger("torch.export")
+    log.addFilter(keep_cause)
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise (causes[0] if causes else error) from None
+    finally:
+        log.removeFilter(keep_cause)
 
 
 def _first_line(error: BaseException) -> str:

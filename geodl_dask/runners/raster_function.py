@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -28,34 +27,11 @@ from ..arguments import check_names
 from ..definition import ModelDefinition
 from ..errors import InferenceError, ModelArgumentError, ModelDefinitionError, TileGeometryError
 from ..tiling import TileSpec
-from . import Batch, Device, RunnerSpec
+from . import Batch, Device, Parameter, RunnerSpec
 from .raster_function_blocks import class_values, plan_inputs
 from .raster_function_loading import HostedFunction
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter of a raster function, as its ``getParameterInfo`` tells it."""
-
-    name: str
-    """Name under which its value reaches the function."""
-    data_type: str
-    """Esri's word for it: raster, rasters, numeric, string, boolean, GPLong, GPDouble, GPString."""
-    default: str | None
-    """Default as text; None where it has none."""
-    display_name: str
-    """Name for people."""
-    description: str
-    """What it is for."""
-    domain: tuple[str, ...]
-    """Allowed values; lowest and highest for GPDouble and GPLong; empty where any value will do."""
-
-    @property
-    def is_number(self) -> bool:
-        """Whether values are numbers."""
-        return self.data_type.lower() in ("numeric", "gplong", "gpdouble")
 
 
 class RasterFunctionRunner:

@@ -1,0 +1,150 @@
+"""The two reference tools under their own names and signatures, so that a script changes its imports alone.
+
+::
+
+    from geodl_dask import tools as arcpy     # was: import arcpy
+    from geodl_dask.tools import *            # was: from arcpy.ia import *  (or arcpy.sa)
+
+Names and meanings: "Detect Change Using Deep Learning" (Image Analyst) and "Deep Learning Model To Ecd" (Spatial
+Analyst) of ArcGIS Pro's tool reference.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from .definition import IS_URL
+from .errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .devices import Processor
+
+__all__ = ["CheckOutExtension", "DeepLearningModelToEcd", "DetectChangeUsingDeepLearning", "env"]
+
+LATER = ("cellSize", "extent", "snapRaster", "mask", "outputCoordinateSystem")
+"""Environments that are known and not followed yet."""
+
+
+@dataclass
+class Environment:
+    """The environments that the tools follow, with ArcGIS's names. An unknown name is an AttributeError."""
+
+    processorType: str | None = None  # noqa: N815
+    """``"CPU"`` or ``"GPU"``; None takes a GPU where there is one."""
+    gpuId: int | str | None = None  # noqa: N815
+    """The one GPU to use, from 0; None takes all."""
+    workspace: str | os.PathLike[str] | None = None
+    """Folder that relative paths start from; None: the current one."""
+    overwriteOutput: bool = False  # noqa: N815
+    """Whether an existing output is replaced once the new one is whole."""
+    parallelProcessingFactor: str | int | None = None  # noqa: N815
+    """Worker processes: a number, or a share of the cores such as ``"50%"``; None or 0: this process alone."""
+    trustCode: bool = os.environ.get("GEODL_DASK_TRUST_CODE") == "1"  # noqa: N815
+    """Whether Python that a model brings may run (ArcGIS always lets it); the environment variable
+    GEODL_DASK_TRUST_CODE=1 says so for scripts that must not change."""
+    cellSize: Any = None  # noqa: N815
+    """Not followed yet."""
+    extent: Any = None
+    """Not followed yet."""
+    snapRaster: Any = None  # noqa: N815
+    """Not followed yet."""
+    mask: Any = None
+    """Not followed yet."""
+    outputCoordinateSystem: Any = None  # noqa: N815
+    """Not followed yet."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        known = [field.name for field in fields(self)]
+        if name not in known:
+            raise AttributeError(f"env has no {name}; it has {', '.join(known)}.")
+        super().__setattr__(name, value)
+
+
+env = Environment()
+
+
+def DetectChangeUsingDeepLearning(  # noqa: N802
+    from_raster: str | os.PathLike[str],
+    to_raster: str | os.PathLike[str],
+    out_classified_raster: str | os.PathLike[str],
+    in_model_definition: str | os.PathLike[str],
+    arguments: str | Mapping[str, object] | Iterable[tuple[str, object]] | None = None,
+) -> Path:
+    """Classify what changed between two rasters, and write it.
+
+    from_raster, to_raster : the earlier and the later image. out_classified_raster : ``.tif`` or ``.zarr``.
+    in_model_definition : ``.emd``, ``.dlpk`` or JSON text. arguments : ``"padding 0;batch_size 4"``, a value table
+    (list of pairs) or a dict.
+    Returns the absolute path of the result. Raises the errors of `geodl_dask.detect_change` and of its writers.
+    """
+    from .change import detect_change
+    from .cluster import connect
+    from .cog import write_cog
+    from .devices import bind_gpu
+    from .outputs import check_output
+    from .zarr_store import write_zarr
+
+    _refuse_what_comes_later()
+    workers = _workers(env.parallelProcessingFactor)
+    out = check_output(_placed(out_classified_raster), (".tif", ".tiff", ".zarr"), overwrite=env.overwriteOutput)
+    if env.gpuId is not None and (env.processorType or "GPU").upper() == "GPU":
+        bind_gpu(int(env.gpuId))
+    change = detect_change(
+        _placed(from_raster), _placed(to_raster), _placed(in_model_definition), arguments=arguments,
+        trust_code=env.trustCode, processor=cast("Processor", (env.processorType or "auto").lower()),
+    )  # fmt: skip
+    write = write_zarr if out.suffix.lower() == ".zarr" else write_cog
+    with connect("local", workers=workers):
+        return write(change, out, overwrite=env.overwriteOutput).path
+
+
+def DeepLearningModelToEcd(  # noqa: N802
+    in_deep_learning_model: str | os.PathLike[str],
+    in_classification_info_json: str | os.PathLike[str],
+    out_classifier_definition: str | os.PathLike[str],
+) -> Path:
+    """Put a deep learning model and the description of its classes into an Esri classifier definition (``.ecd``).
+
+    Returns the absolute path of the ``.ecd``. Raises `geodl_dask.ecd.EcdError`.
+    """
+    from .ecd import deep_learning_model_to_ecd
+
+    model, info, out = map(_placed, (in_deep_learning_model, in_classification_info_json, out_classifier_definition))
+    return deep_learning_model_to_ecd(model, info, out).path
+
+
+def CheckOutExtension(extension_code: str) -> str:  # noqa: N802
+    """Answer as ArcGIS does where a licence is there: nothing here needs one."""
+    return "CheckedOut"
+
+
+def _placed(path: str | os.PathLike[str]) -> str:
+    """A path below the workspace; JSON text, URLs and absolute paths as they are."""
+    text = os.fspath(path)
+    is_path = not text.lstrip().startswith("{") and not IS_URL.match(text)
+    return str(Path(env.workspace or "") / text) if is_path else text
+
+
+def _workers(factor: str | int | None) -> int | None:
+    from dask.system import CPU_COUNT
+
+    text = "0" if factor is None else str(factor).strip()
+    number = text.removesuffix("%").strip()
+    if not number.isdecimal():
+        raise RequestError(f'parallelProcessingFactor is {factor!r}; a number or a share such as "50%" is needed.')
+    count = int(number) if number == text else int(number) * CPU_COUNT // 100
+    return count or None
+
+
+def _refuse_what_comes_later() -> None:
+    given = [name for name in LATER if getattr(env, name) is not None]
+    if given:
+        raise RequestError(
+            f"env.{', env.'.join(given)} is set, and is not followed yet: the result lies on the from raster's grid. "
+            "Set it to None, and warp or clip the rasters first, for instance with: rio warp, rio clip."
+        )

@@ -1,0 +1,86 @@
+"""Local workers, or a scheduler that runs already."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+
+import dask
+import pytest
+from dask.system import CPU_COUNT
+from distributed import LocalCluster
+
+import geodl_dask as gd
+from geodl_dask.cluster import dashboard_of
+from geodl_dask.errors import RequestError
+
+HAS_BOKEH = importlib.util.find_spec("bokeh") is not None
+
+
+def interrupt_is_ignored() -> bool:
+    return signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_without_workers_everything_runs_in_threads_of_this_process():
+    with gd.connect() as client:
+        assert client.submit(os.getpid).result() == os.getpid()
+        assert sum(client.nthreads().values()) == CPU_COUNT
+        cluster = client.cluster
+    assert cluster.status.name == "closed"
+    assert not interrupt_is_ignored()
+
+
+def test_workers_are_processes_that_share_the_cores_and_leave_interrupts_to_the_client():
+    with gd.connect("local", workers=2) as client:
+        processes = set(client.run(os.getpid).values())
+        assert len(processes - {os.getpid()}) == 2
+        assert set(client.nthreads().values()) == {max(1, CPU_COUNT // 2)}
+        assert all(client.run(interrupt_is_ignored).values())
+        cluster = client.cluster
+    assert cluster.status.name == "closed"
+    assert not interrupt_is_ignored()
+
+
+def test_address_of_a_running_scheduler_is_used_as_it_is():
+    with LocalCluster(n_workers=1, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0") as cluster:
+        with gd.connect(cluster.scheduler_address) as client:
+            assert client.scheduler.address == cluster.scheduler_address
+            assert client.submit(sum, [1, 2]).result() == 3
+            assert dashboard_of(client) == (cluster.dashboard_link if HAS_BOKEH else None)
+        assert cluster.status.name == "running"
+
+
+@pytest.mark.skipif(not HAS_BOKEH, reason="the dashboard needs bokeh")
+def test_dashboard_is_told_and_answers():
+    with gd.connect() as client:
+        port = int(dashboard_of(client).removeprefix("http://127.0.0.1:").removesuffix("/status"))
+        with socket.create_connection(("127.0.0.1", port), timeout=5):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("cluster", "workers", "says"),
+    [
+        ("local", 0, "workers is 0; at least 1"),
+        ("local", -3, "workers is -3; at least 1"),
+        ("slrum", None, "cluster is 'slrum'; local or a scheduler's address"),
+        ("127.0.0.1:8786", None, "cluster is '127.0.0.1:8786'; local or a scheduler's address"),
+        ("tcp://127.0.0.1:8786", 2, "workers is 2; the scheduler at tcp://127.0.0.1:8786 has its own"),
+    ],
+)
+def test_what_is_no_cluster_is_refused(cluster, workers, says):
+    with pytest.raises(RequestError, match=says):
+        gd.connect(cluster, workers=workers)
+
+
+def test_scheduler_that_does_not_answer_is_named():
+    with socket.socket() as reserved:  # bound and not listening, so nobody answers there
+        reserved.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{reserved.getsockname()[1]}"
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),
+            pytest.raises(RequestError, match=f"No Dask scheduler can be reached at {address}"),
+        ):
+            gd.connect(address)

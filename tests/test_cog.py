@@ -1,0 +1,214 @@
+"""Cloud-Optimized GeoTIFFs that other tools read: pixels, place on the map, palette, nodata, overviews, tags."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+import rasterio
+import xarray as xr
+from affine import Affine
+from conftest import TRANSFORM
+from distributed import Client, LocalCluster
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
+from rasterio.enums import ColorInterp
+from rio_cogeo.cogeo import cog_validate
+
+from geodl_dask.classes import ClassTable, ModelClass
+from geodl_dask.cog import write_cog
+from geodl_dask.errors import BlockFailedError, OutputError, OutputExistsError
+
+BLOCK = (100, 170)
+HIGHEST = {np.uint8: 201, np.uint16: 300, np.uint32: 70_000}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def client() -> Iterator[Client]:
+    """One client for all, in this process, for to start one takes longer than most tests."""
+    with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as client:
+        yield client
+
+
+def table_of(dtype) -> ClassTable:
+    return ClassTable(
+        (ModelClass(0, "No change", (230, 231, 232)), ModelClass(HIGHEST[dtype], 'Änderung <&> "x"', (200, 30, 31)))
+    )
+
+
+def classes(shape: tuple[int, int], dtype=np.uint8, seed: int = 4) -> np.ndarray:
+    table = table_of(dtype)
+    return np.random.default_rng(seed).choice(np.array([*table.values, table.nodata], dtype), shape)
+
+
+def change_raster(values, *, chunks=BLOCK, crs="EPSG:32633", transform=TRANSFORM) -> xr.DataArray:
+    """As `detect_change` gives it: lazy, blocks that need no other, labelled."""
+    grid, lengths = GeoBox(values.shape, transform, crs), da.core.normalize_chunks(chunks, values.shape)
+
+    def compute(block_id):
+        at = (sum(each[:number]) for each, number in zip(lengths, block_id, strict=True))
+        return values[tuple(slice(o, o + each[n]) for o, each, n in zip(at, lengths, block_id, strict=True))]
+
+    data = da.map_blocks(compute, chunks=lengths, dtype=values.dtype, meta=np.empty((0, 0), values.dtype))
+    table = table_of(values.dtype.type)
+    attrs = {"_FillValue": table.nodata, **table.to_attrs(), "model": "toy.emd", "tile_size": [16, 16], "padding": 4}
+    return xr.DataArray(data, dims=("y", "x"), coords=xr_coords(grid, dims=("y", "x")), name="change", attrs=attrs)
+
+
+def read(path: Path) -> np.ndarray:
+    with rasterio.open(path) as dataset:
+        return dataset.read(1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((1, 1), np.uint8),
+        ((1, 7), np.uint32),
+        ((7, 1), np.uint8),
+        ((33, 57), np.uint16),
+        ((513, 511), np.uint8),
+        ((700, 1100), np.uint32),
+        ((700, 1100), np.uint8),
+    ],
+)
+def test_file_is_a_valid_cog_with_every_bit_on_the_same_grid(tmp_path, shape, dtype):
+    values = classes(shape, dtype)
+    written = write_cog(change_raster(values), tmp_path / "change.tif")
+    is_valid, errors, warnings = cog_validate(written.path, strict=True, quiet=True)
+    assert (is_valid, errors, warnings) == (True, [], [])
+    with rasterio.open(written.path) as dataset:
+        np.testing.assert_array_equal(dataset.read(1), values)
+        assert dataset.dtypes == (np.dtype(dtype).name,)
+        assert (dataset.crs, dataset.transform) == ("EPSG:32633", TRANSFORM)
+        assert dataset.nodata == table_of(dtype).nodata
+        assert dataset.block_shapes == [(512, 512)]
+    assert sum(written.pixels.values()) == values.size
+    assert written.pixels.get(HIGHEST[dtype], 0) == (values == HIGHEST[dtype]).sum()
+    assert [path.name for path in tmp_path.iterdir()] == ["change.tif"]
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:2263", "+proj=laea +lat_0=52 +lon_0=10 +ellps=GRS80 +units=m"])
+@pytest.mark.parametrize("transform", [Affine(0.01, 0, 10, 0, -0.01, 50), Affine(0.01, 0.002, 10, 0.001, -0.01, 50)])
+def test_any_crs_and_rotated_grids_are_kept(tmp_path, crs, transform):
+    path = write_cog(change_raster(classes((20, 30)), crs=crs, transform=transform), tmp_path / "change.tif").path
+    with rasterio.open(path) as dataset:
+        assert dataset.crs == rasterio.crs.CRS.from_string(crs)
+        assert dataset.transform.almost_equals(transform, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_palette_has_the_class_colours(tmp_path, dtype):
+    with rasterio.open(write_cog(change_raster(classes((20, 30), dtype)), tmp_path / "change.tif").path) as dataset:
+        assert dataset.colorinterp == (ColorInterp.palette,)
+        palette = dataset.colormap(1)
+    colors = {each.value: each.color for each in table_of(dtype).classes}
+    assert {value: palette[value][:3] for value in palette if value in colors} == colors
+    assert {palette[value][:3] for value in palette if value not in colors} == {(0, 0, 0)}
+
+
+def test_values_of_32_bits_go_without_palette(tmp_path):
+    path = write_cog(change_raster(classes((20, 30), np.uint32)), tmp_path / "change.tif").path
+    with rasterio.open(path) as dataset:
+        assert dataset.colorinterp == (ColorInterp.gray,)
+
+
+def test_overviews_have_the_most_frequent_class_and_no_other_value(tmp_path):
+    """Nine pixels in sixteen of a class make the overview that class; a mean would make values in between."""
+    of_overview = classes((400, 500))
+    of_overview[of_overview == 255] = 0
+    values = of_overview.repeat(4, axis=0).repeat(4, axis=1)
+    other = np.where(values == 0, 201, 0).astype(np.uint8)
+    values[1::2, 1::2] = other[1::2, 1::2]
+    path = write_cog(change_raster(values, chunks=700), tmp_path / "change.tif").path
+    with rasterio.open(path) as dataset:
+        assert dataset.overviews(1) == [2, 4]
+        np.testing.assert_array_equal(dataset.read(1), values)
+    with rasterio.open(path, overview_level=0) as overview:
+        np.testing.assert_array_equal(overview.read(1), of_overview.repeat(2, axis=0).repeat(2, axis=1))
+    with rasterio.open(path, overview_level=1) as overview:
+        np.testing.assert_array_equal(overview.read(1), of_overview)
+
+
+def test_tags_say_what_the_values_mean_and_where_they_come_from(tmp_path):
+    change = change_raster(classes((20, 30)))
+    with rasterio.open(write_cog(change, tmp_path / "change.tif").path) as dataset:
+        tags, description = dataset.tags(), dataset.descriptions
+    assert description == ("change",)
+    assert {key: tags[key] for key in ("model", "padding", "flag_meanings")} == {
+        "model": "toy.emd",
+        "padding": "4",
+        "flag_meanings": 'No_change Änderung_<&>_"x"',
+    }
+    lists = {key: json.loads(tags[key]) for key in ("flag_values", "class_names", "tile_size")}
+    assert ClassTable.from_attrs({**tags, **lists}) == table_of(np.uint8)
+    assert lists["tile_size"] == [16, 16]
+
+
+@pytest.mark.parametrize("chunks", [(1, 33), (8, 8), (33, 57), ((4, 20, 9), (57,))])
+def test_result_does_not_depend_on_block_size(tmp_path, chunks):
+    values = classes((33, 57))
+    path = write_cog(change_raster(values, chunks=chunks), tmp_path / "change.tif").path
+    np.testing.assert_array_equal(read(path), values)
+
+
+def test_second_result_of_a_process_under_one_name_is_the_second(tmp_path):
+    write_cog(change_raster(classes((37, 53), seed=1)), tmp_path / "change.tif")
+    values = classes((45, 33), np.uint16, seed=2)
+    write_cog(change_raster(values, chunks=20), tmp_path / "change.tif", overwrite=True)
+    np.testing.assert_array_equal(read(tmp_path / "change.tif"), values)
+
+
+def test_computed_raster_can_be_written(tmp_path):
+    values = classes((33, 57))
+    change = change_raster(values).compute(scheduler="synchronous")
+    np.testing.assert_array_equal(read(write_cog(change, tmp_path / "change.tiff").path), values)
+
+
+def test_worker_processes_write_the_same_file(tmp_path):
+    values = classes((33, 57))
+    write_cog(change_raster(values, chunks=16), tmp_path / "here.tif")
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster, Client(cluster):
+        write_cog(change_raster(values, chunks=16), tmp_path / "there.tif")
+    assert (tmp_path / "here.tif").read_bytes() == (tmp_path / "there.tif").read_bytes()
+
+
+def fail_at_the_end(block: np.ndarray, block_id: tuple[int, int] = (0, 0)) -> np.ndarray:
+    if block_id == (2, 3):
+        raise ValueError("out of tune")
+    return block
+
+
+def test_failed_run_leaves_the_old_file_and_nothing_else(tmp_path):
+    values = classes((33, 57))
+    write_cog(change_raster(values), tmp_path / "change.tif")
+    change = change_raster(values, chunks=16)
+    change = change.copy(data=change.data.map_blocks(fail_at_the_end, dtype=np.uint8))
+    with pytest.raises(BlockFailedError, match="row 32, column 48 failed: ValueError: out of tune"):
+        write_cog(change, tmp_path / "change.tif", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["change.tif"]
+    np.testing.assert_array_equal(read(tmp_path / "change.tif"), values)
+
+
+def test_standing_file_is_kept_unless_overwriting(tmp_path):
+    first, second = classes((5, 7), seed=1), classes((5, 7), seed=2)
+    write_cog(change_raster(first), tmp_path / "change.tif")
+    with pytest.raises(OutputExistsError):
+        write_cog(change_raster(second), tmp_path / "change.tif")
+    np.testing.assert_array_equal(read(tmp_path / "change.tif"), first)
+    write_cog(change_raster(second), tmp_path / "change.tif", overwrite=True)
+    np.testing.assert_array_equal(read(tmp_path / "change.tif"), second)
+
+
+@pytest.mark.parametrize("drop", [["spatial_ref"], ["y", "x", "spatial_ref"]])
+def test_raster_without_a_place_on_the_map_is_refused_before_any_work(tmp_path, drop):
+    change = change_raster(classes((5, 7)))
+    for name in ("y", "x"):
+        del change[name].attrs["crs"]
+    with pytest.raises(OutputError, match="cannot be placed on a map"):
+        write_cog(change.drop_vars(drop), tmp_path / "change.tif")
+    assert list(tmp_path.iterdir()) == []

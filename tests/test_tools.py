@@ -1,0 +1,177 @@
+"""The reference's own code samples, with only their imports changed, and the environments."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import rasterio
+from raster_functions.hosting import write_model
+
+from geodl_dask import tools
+from geodl_dask.errors import GeodlError, OutputExistsError, RequestError, UntrustedCodeError
+
+# The samples' paths are Windows paths; in a folder that has a folder "c:" they are paths here too.
+DETECT_IN_WINDOW = """
+from geodl_dask import tools as arcpy
+from geodl_dask.tools import *
+
+arcpy.CheckOutExtension("ImageAnalyst")
+
+DetectChangeUsingDeepLearning("c://detectchange//input_image1.tif",
+     "c://detectchange//input_image2.tif", "c://detectchange//output_difference.tif",
+     "c://detectchange/detectBuilding.emd", "padding 0;score_threshold 0.6;batch_size 4")
+"""
+DETECT_STAND_ALONE = """
+from geodl_dask import tools as arcpy
+from geodl_dask.tools import *
+
+arcpy.CheckOutExtension("ImageAnalyst")
+
+from_raster = r"c:/detectchange/input_image1.tif"
+to_raster = r"c:/detectchange/input_image2.tif"
+out_classified_raster = r"c:/detectchange/output_difference.tif"
+in_model_definition = r"c:/ detectchange/detectbuilding.emd"
+# arcpy.env.processorType = "GPU"
+# arcpy.env.gpuId = 0
+
+DetectChangeUsingDeepLearning(from_raster, to_raster, out_classified_raster,
+                              in_model_definition, "padding 0;score_threshold 0.6;batch_size 4")
+"""
+ECD = """
+from geodl_dask import tools as arcpy
+arcpy.CheckOutExtension("Spatial")
+from geodl_dask.tools import *
+
+in_deep_learning_model = "c:/test/cntk.model"
+in_classification_info_json = "c:/test/classInfo.json"
+out_classifier_definition = "c:/test/deeplearningtoecd.ecd"
+
+DeepLearningModelToEcd(in_deep_learning_model, in_classification_info_json,
+                       out_classifier_definition)
+"""
+CLASS_INFO = """{
+   "ImportDeepLearningModelToEsriExtraInfo":0, "Version":1, "Classifier":"CNTK", "NumberRasterBands":4,
+   "MiniBatchSize":16,
+   "Classes":[{"Value":100, "Name":"Impervious", "Color":[204, 204, 204]},
+              {"Value":200, "Name":" Other (Pervious)", "Color":[56, 168, 0]}]
+}"""
+
+
+def expected_change(pixels, score: float) -> np.ndarray:
+    return np.where(abs(pixels[1][0].astype(int) - pixels[0][0]) > score * 255, 7, 0)
+
+
+def read(path) -> np.ndarray:
+    with rasterio.open(path) as dataset:
+        return dataset.read(1)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_model(tmp_path, "ThresholdedPair")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setattr(tools, "env", tools.Environment(trustCode=True))
+    return tools.env
+
+
+def run(script: str, folder, **variables) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "GEODL_DASK_CACHE": str(folder / "cache"), **variables}
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("script", [DETECT_IN_WINDOW, DETECT_STAND_ALONE], ids=["window", "stand-alone"])
+def test_detect_change_sample_of_the_reference_runs(script, tmp_path, pair, pixels, model):
+    folder = tmp_path / "c:" / "detectchange"
+    folder.mkdir(parents=True)
+    shutil.copy(pair[0], folder / "input_image1.tif")
+    shutil.copy(pair[1], folder / "input_image2.tif")
+    for parent, name in ((folder, "detectBuilding"), (tmp_path / "c:" / " detectchange", "detectbuilding")):
+        shutil.copytree(model.parent, parent, dirs_exist_ok=True)
+        (parent / model.name).rename(parent / f"{name}.emd")
+    done = run(script, tmp_path, GEODL_DASK_TRUST_CODE="1")
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(read(folder / "output_difference.tif"), expected_change(pixels, 0.6))
+
+
+def test_the_sample_does_not_run_foreign_code_without_a_word(tmp_path, pair, model):
+    call = f"DetectChangeUsingDeepLearning({str(pair[0])!r}, {str(pair[1])!r}, 'out.tif', {str(model)!r})"
+    done = run(f"from geodl_dask.tools import *\n{call}", tmp_path, GEODL_DASK_TRUST_CODE="")
+    assert "UntrustedCodeError" in done.stderr
+    assert not (tmp_path / "out.tif").exists()
+
+
+def test_ecd_sample_of_the_reference_runs(tmp_path):
+    folder = tmp_path / "c:" / "test"
+    folder.mkdir(parents=True)
+    (folder / "cntk.model").write_bytes(b"B\0C\0N\0" + bytes(100))
+    (folder / "classInfo.json").write_text(CLASS_INFO)
+    done = run(ECD, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "deeplearningtoecd.ecd").stat().st_size > 500
+
+
+def test_a_value_table_and_the_workspace_are_followed(tmp_path, pair, pixels, model, environment):
+    for path, name in zip(pair, ("a.tif", "b.tif"), strict=True):
+        shutil.copy(path, tmp_path / name)
+    environment.workspace = tmp_path
+    written = tools.DetectChangeUsingDeepLearning("a.tif", "b.tif", "o.tif", model, [["score_threshold", 0.2]])
+    assert written == tmp_path / "o.tif"
+    np.testing.assert_array_equal(read(written), expected_change(pixels, 0.2))
+
+
+def test_processor_type_and_worker_processes_are_followed(tmp_path, pair, pixels, model, environment):
+    environment.processorType, environment.parallelProcessingFactor = "CPU", "2"
+    written = tools.DetectChangeUsingDeepLearning(*pair, tmp_path / "o.zarr", model)
+    assert written.is_dir()
+    environment.processorType, environment.gpuId = "GPU", 99
+    with pytest.raises(GeodlError, match="GPU"):
+        tools.DetectChangeUsingDeepLearning(*pair, tmp_path / "p.tif", model)
+
+
+def test_an_existing_output_is_replaced_only_with_overwrite_output(tmp_path, pair, model, environment):
+    (tmp_path / "o.tif").write_text("precious")
+    with pytest.raises(OutputExistsError):
+        tools.DetectChangeUsingDeepLearning(*pair, tmp_path / "o.tif", model)
+    assert (tmp_path / "o.tif").read_text() == "precious"
+    environment.overwriteOutput = True
+    tools.DetectChangeUsingDeepLearning(*pair, tmp_path / "o.tif", model)
+    assert read(tmp_path / "o.tif").shape == (83, 109)
+
+
+def test_code_is_not_run_without_trust(tmp_path, pair, model, environment):
+    environment.trustCode = False
+    with pytest.raises(UntrustedCodeError):
+        tools.DetectChangeUsingDeepLearning(*pair, tmp_path / "o.tif", model)
+
+
+@pytest.mark.parametrize("name", tools.LATER)
+def test_environments_that_come_later_are_refused(name, tmp_path, pair, model, environment):
+    setattr(environment, name, "something")
+    with pytest.raises(RequestError, match=f"env.{name} is set"):
+        tools.DetectChangeUsingDeepLearning(*pair, tmp_path / "o.tif", model)
+
+
+def test_an_unknown_environment_is_refused(environment):
+    with pytest.raises(AttributeError, match="env has no procesorType"):
+        environment.procesorType = "CPU"
+
+
+@pytest.mark.parametrize(("factor", "workers"), [(None, None), ("0", None), (3, 3), ("400%", "cores"), ("1%", None)])
+def test_parallel_processing_factor_is_a_number_or_a_share(factor, workers):
+    from dask.system import CPU_COUNT
+
+    assert tools._workers(factor) == (4 * CPU_COUNT if workers == "cores" else workers)
+
+
+def test_a_factor_that_is_neither_is_refused():
+    with pytest.raises(RequestError, match="parallelProcessingFactor"):
+        tools._workers("half")
