@@ -68,7 +68,12 @@ def inputs(tmp_path_factory, pair, models, pixels) -> dict[str, str]:
         "code": str(write_definition(folder / "code.emd", InferenceFunction="function.py")),
         "broken": str(folder / "broken.emd"),
         "no-size": str(
-            write_definition(folder / "no_size.emd", ImageHeight=None, ImageWidth=None, ModelFile=str(models["pt"]))
+            write_definition(
+                folder / "no_size.emd",
+                ImageHeight=None,
+                ImageWidth=None,
+                ModelFile=str(models["pt"].with_name("toy.pt")),
+            )
         ),
         "folder": str(folder),
     }

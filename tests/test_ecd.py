@@ -379,12 +379,14 @@ def test_a_run_that_fails_leaves_no_trace(folder, monkeypatch, error):
     assert tree(folder) == before
 
 
-@pytest.mark.parametrize("chunks", [itertools.repeat(b"growing"), [b"shrinking"]])
-def test_a_model_that_changes_while_it_is_read_is_refused(folder, monkeypatch, chunks):
+@pytest.mark.parametrize("count", [1, 900])
+def test_a_model_that_changes_while_it_is_read_is_refused(folder, monkeypatch, count):
+    chunks = itertools.repeat(b"a piece", count)
     monkeypatch.setattr(ecd, "_chunks", lambda path: chunks)
     with pytest.raises(EcdError, match="changing"):
         convert(folder)
     assert tree(folder).keys() == {"cntk.model", "classInfo.json"}
+    assert len(list(chunks)) == max(0, count - len(CNTK) // 7 - 1)  # what grows without end is not read without end
 
 
 @pytest.mark.parametrize(
@@ -480,6 +482,19 @@ def test_a_name_that_not_every_system_has_is_refused(folder, name):
     with pytest.raises(EcdError) as caught:
         deep_learning_model_to_ecd(folder / name, folder / "classInfo.json", folder / "out.ecd")
     assert str(caught.value).startswith(f"{folder / name} is ")
+
+
+def test_model_and_class_information_of_one_name_are_refused(folder):
+    (folder / "other").mkdir()
+    shutil.copy(folder / "cntk.model", folder / "other" / "classInfo.json")
+    with pytest.raises(EcdError, match="are both called"):
+        deep_learning_model_to_ecd(folder / "other" / "classInfo.json", folder / "classInfo.json", folder / "out.ecd")
+
+
+def test_a_file_of_any_size_that_is_no_ecd_is_not_read_whole(folder):
+    (folder / "big.ecd").write_bytes(b" " * (ecd._LONGEST_HEAD + ecd._CHUNK))
+    with pytest.raises(EcdError, match="too much beside"):
+        read_ecd(folder / "big.ecd")
 
 
 def test_a_link_to_a_folder_in_a_saved_model_is_refused_not_dropped(folder):

@@ -48,20 +48,22 @@ _OTHER_TARGET = re.compile(
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)"
     r"|math\.(ceil|floor|trunc|sqrt)|torch\.(sym_[a-z]+|_sym_[a-z]+)"
 )
-_IDENTIFIER = re.compile(r"([A-Za-z_]\w*)?", re.ASCII)
-_NAME = re.compile(r"[\w.-]*", re.ASCII)
+_IDENTIFIER = re.compile(r"((?!__)[A-Za-z_]\w*)?", re.ASCII)
+_NAME = re.compile(r"((?!__)[\w-]+(\.(?!__)[\w-]+)*)?", re.ASCII)
 _TREE_TYPE = re.compile(r"builtins\.(tuple|list|dict)|collections\.OrderedDict")
 _TREE_CONTEXT = re.compile(r"null|\[(\"[A-Za-z_]\w*\"(, )?)*\]", re.ASCII)
 _CODE_KEYS = {"as_custom_obj", "as_operator", "custom_obj", "constant_input", "custom_obj_name", "class_fqn"}
 _METADATA_KEYS = {"stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "custom", "from_node"}
 
 
-_SYNTAX = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow,
-           ast.FloorDiv, ast.Mod, ast.BitAnd, ast.BitOr, ast.unaryop, ast.boolop, ast.cmpop, ast.Load)  # fmt: skip
-_FUNCTIONS = set(
-    "Integer Symbol Add Mul Pow Mod PythonMod FloorDiv CeilDiv CleanDiv Max Min IntTrueDiv FloatTrueDiv ToFloat "
-    "TruncToFloat CeilToInt FloorToInt TruncToInt RoundToInt ModularIndexing Where Identity Eq Ne Ge Gt Le Lt Equality "
-    "Unequality GreaterThan StrictGreaterThan LessThan StrictLessThan And Or Not Abs floor ceiling max min".split()
+_SYNTAX = (
+    ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Load, ast.unaryop, ast.boolop, ast.cmpop,
+    ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.FloorDiv, ast.Mod, ast.BitAnd, ast.BitOr,
+)  # fmt: skip
+_FUNCTION = re.compile(
+    r"Integer|Symbol|Add|Mul|Pow|(Python)?Mod|(Floor|Ceil|Clean|IntTrue|FloatTrue)Div|Max|Min|max|min|ToFloat|Abs|floor"
+    r"|(Trunc|Round|Ceil|Floor)To(Int|Float)|ceiling|ModularIndexing|Where|Identity|Eq|Ne|Ge|Gt|Le|Lt|And|Or|Not"
+    r"|(Une|E)quality|(Strict)?(Greater|Less)Than"
 )
 _SYMBOL = re.compile(r"[suz][a-z]*\d+|L|true|false|math")
 
@@ -74,7 +76,7 @@ _ITEM_SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "In
                "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16}  # fmt: skip
 
 
-class _Refused(Exception):
+class _NotPlainError(Exception):
     """What is wrong with which member."""
 
 
@@ -89,13 +91,23 @@ def require_plain_network(path: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             check(_Members(path, archive, members))
-    except (_Refused, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, SyntaxError,
-            MemoryError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
-        raise ModelFileError(
-            f"{path} cannot be loaded as {kind}: {str(error).strip() or type(error).__name__}. Only networks of plain "
-            "tensors and torch's own operators are, whole files only; weights alone (a state dict) need their network. "
-            "Save it again with torch.export.save (torch 2.8 or later) or torch.jit.save, or as ONNX."
-        ) from error
+    except _NotPlainError as error:
+        raise ModelFileError(_message(path, kind, str(error))) from error
+    except (
+        OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, MemoryError,
+        NameError, ArithmeticError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+        first_line = (str(error).strip() or "no more said").splitlines()[0]
+        damage = f"it is damaged, or not laid out as torch writes it ({type(error).__name__}: {first_line})"
+        raise ModelFileError(_message(path, kind, damage)) from error
+
+
+def _message(path: str, kind: str, reason: str) -> str:
+    return (
+        f"{path} cannot be loaded as {kind}: {reason}. Only plain tensors and torch's own operators may be in it, for "
+        "anything else could be code; weights alone (a state dict) need their network. Save the network again with "
+        "torch.export.save (torch 2.8 or later), torch.jit.save or as ONNX."
+    )
 
 
 class _Members:
@@ -109,38 +121,40 @@ class _Members:
         seen = sorted(self._root + name for name in self._torch.get_all_records())
         # torch finds names whatever their case.
         if sorted(each.filename for each in infos) != seen or len({name.lower() for name in seen}) != len(infos):
-            raise _Refused("two readers of the archive do not see the same members")
+            raise _NotPlainError("two readers of the archive do not see the same members")
+        if any(each.compress_type == zipfile.ZIP_STORED and each.compress_size != each.file_size for each in infos):
+            raise _NotPlainError("its list of members is not true")
         if sum(each.file_size for each in infos if each.compress_type != zipfile.ZIP_STORED) > 4 * MAX_TEXT:
-            raise _Refused(f"its compressed members unpack to more than {4 * MAX_TEXT >> 20} MiB")
+            raise _NotPlainError(f"its compressed members unpack to more than {4 * MAX_TEXT >> 20} MiB")
         for name in self.sizes:
             _require_match(allowed, name, "the archive", "has the member")
 
     def read(self, name: str) -> bytes:
-        if self.sizes[name] > MAX_TEXT:
-            raise _Refused(f"{name} has {self.sizes[name] >> 20} MiB, more than {MAX_TEXT >> 20}")
+        if self.sizes[name] > MAX_TEXT and not name.endswith(".pt"):
+            raise _NotPlainError(f"{name} has {self.sizes[name] >> 20} MiB, more than {MAX_TEXT >> 20}")
         content: bytes = self._torch.get_record(name)
         if self._zip.read(self._root + name) != content:
-            raise _Refused(f"two readers of the archive do not see the same {name}")
+            raise _NotPlainError(f"two readers of the archive do not see the same {name}")
         return content
 
 
 def _require_match(pattern: re.Pattern[str], text: str, member: str, says: str) -> None:
     if not pattern.fullmatch(text):
-        raise _Refused(f"{member} {says} {text[:99]!r}, which may be code")
+        raise _NotPlainError(f"{member} {says} {text[:99]!r}, which may be code")
 
 
 def _require_plain_export(archive: _Members) -> None:
     model = json.loads(archive.read("models/model.json").decode())
     for each in model["graph_module"]["graph"]["inputs"]:
         if set(each) != {"as_tensor"}:
-            raise _Refused(f"models/model.json: the network takes {', '.join(map(str, each))}, not tensors only")
+            raise _NotPlainError(f"models/model.json: the network takes {', '.join(map(str, each))}, not tensors only")
     _require_plain_json("models/model.json", model)
     for name in archive.sizes:
         if name.endswith("_config.json"):
             config = json.loads(archive.read(name).decode())
             for payload in config["config"].values():
                 if payload["use_pickle"] is not False or not re.fullmatch(r"(weight|tensor)_\d+", payload["path_name"]):
-                    raise _Refused(f"{name}: {payload['path_name']} is pickled, so it may be code")
+                    raise _NotPlainError(f"{name}: {payload['path_name']} is pickled, so it may be code")
             _require_plain_json(name, config)
         elif name.endswith(".pt") and archive.sizes[name]:
             _require_plain_pickle(name, archive.read(name))
@@ -150,7 +164,7 @@ def _require_plain_pickle(member: str, content: bytes) -> None:
     try:
         torch.load(io.BytesIO(content), weights_only=True)
     except Exception as error:  # whatever a hostile pickle leads torch into; without this check torch would unpickle it
-        raise _Refused(f"{member} has more than plain tensors in it: {str(error).splitlines()[:1]}") from error
+        raise _NotPlainError(f"{member} has more than plain tensors in it: {str(error).splitlines()[:1]}") from error
 
 
 def _require_plain_json(member: str, model: Any) -> None:
@@ -161,12 +175,8 @@ def _require_plain_json(member: str, model: Any) -> None:
         if isinstance(value, dict):
             for name, item in value.items():
                 if name in _CODE_KEYS:
-                    raise _Refused(f"{member}: {name} is code or a foreign object")
-                if (
-                    name == "metadata"
-                    and set(item) <= _METADATA_KEYS
-                    and all(isinstance(x, str) for x in item.values())
-                ):
+                    raise _NotPlainError(f"{member}: {name} is code or a foreign object")
+                if name == "metadata" and _METADATA_KEYS.issuperset(item) and set(map(type, item.values())) <= {str}:
                     continue
                 if key == "range_constraints":
                     _require_arithmetic(member, name)
@@ -200,7 +210,7 @@ def _require_plain_text(member: str, key: str, text: str) -> None:
 def _require_plain_target(member: str, target: str) -> None:
     aten = _ATEN_TARGET.fullmatch(target)
     if not (aten and _is_aten(aten[1]) and not _FOREIGN_OP.fullmatch(aten[1])) and not _OTHER_TARGET.fullmatch(target):
-        raise _Refused(f"{member}: the operator {target[:99]} is not one that networks are made of")
+        raise _NotPlainError(f"{member}: the operator {target[:99]} is not one that networks are made of")
 
 
 def _is_aten(name: str) -> bool:
@@ -219,13 +229,13 @@ def _require_arithmetic(member: str, text: str) -> None:
             case ast.Constant(value=int() | float() as value):
                 plain = abs(value) < 2**63
             case ast.Name(id=name):
-                plain = name in _FUNCTIONS or bool(_SYMBOL.fullmatch(name))
+                plain = bool(_FUNCTION.fullmatch(name) or _SYMBOL.fullmatch(name))
             case ast.Subscript(slice=ast.Constant()) | ast.keyword(value=ast.Constant(value=True | False)):
                 plain = True
             case ast.Attribute(attr="size") | ast.Attribute(value=ast.Name(id="math"), attr="ceil" | "floor" | "trunc"):
                 plain = True
             case ast.Call(func=ast.Name(id=name)):
-                plain = name in _FUNCTIONS
+                plain = bool(_FUNCTION.fullmatch(name))
             case ast.Call(func=ast.Attribute()):
                 plain = True
         match node:
@@ -233,35 +243,35 @@ def _require_arithmetic(member: str, text: str) -> None:
                 number = re.fullmatch(r"(?:Integer\()?(-?\d{1,4})\)?", ast.unparse(exponent))
                 exponents *= max(1, abs(int(number[1]))) if number else 10_000
         if not plain or exponents >= 10_000:
-            raise _Refused(f"{member} has the expression {text[:99]!r}, which is not plain arithmetic of sizes")
+            raise _NotPlainError(f"{member} has the expression {text[:99]!r}, which is not plain arithmetic of sizes")
 
 
 def _require_plain_script(archive: _Members) -> None:
     if "constants.pkl" not in archive.sizes or "data.pkl" not in archive.sizes:
-        raise _Refused("it has no data.pkl and constants.pkl, as TorchScript has")
+        raise _NotPlainError("it has no data.pkl and constants.pkl, as TorchScript has")
     for name in archive.sizes:
         if name.endswith(".py"):
             _require_plain_code(name, archive.read(name).decode("ascii"))
-        elif name.endswith("pkl"):
+        elif name.endswith("pkl") and name != "traced_inputs.pkl":  # that one torch reads only on demand
             _ScriptPickle(name, archive).load()
 
 
 def _require_plain_code(member: str, text: str) -> None:
-    """Read by words, since TorchScript gives operators other names: ``t = torch``, ``x.save``, ``getattr(x, "save")``."""
+    """Read by words, since operators have many spellings: ``t = torch``, ``x.save``, ``getattr(x, "save")``."""
     if set(re.findall(r"\\(.)", text, re.DOTALL)) - set("nt\"'\\") or re.search(r"[^\x20-\x7e\n]", text):
-        raise _Refused(f"{member} hides characters")
+        raise _NotPlainError(f"{member} hides characters")
     if any(re.compile(r"\s*[\"']").match(text, each.end()) for each in _STRING_OF_SCRIPT.finditer(text)):
-        raise _Refused(f"{member} joins texts")
+        raise _NotPlainError(f"{member} joins texts")
     if found := _OPS_OF_SCRIPT.search(text):
-        raise _Refused(
+        raise _NotPlainError(
             f"{member} uses operators that are not torch's own: {text[found.start() :].splitlines()[0][:99]}"
         )
     for name in re.findall(r"__torch__((?:\.\w+)*)", text):
         if name in ("", ".torch") or name.startswith(".torch.classes"):
-            raise _Refused(f"{member} uses native classes: __torch__{name}")
+            raise _NotPlainError(f"{member} uses native classes: __torch__{name}")
     for word in set(re.findall(r"\w+", text)):
         if word.startswith("rpc_") or (_FOREIGN_OP.fullmatch(word) and _is_aten(word)):
-            raise _Refused(f"{member}: the operator {word} is not one that networks are made of")
+            raise _NotPlainError(f"{member}: the operator {word} is not one that networks are made of")
 
 
 class _ScriptObject:
@@ -288,17 +298,17 @@ class _ScriptPickle(pickle.Unpickler):
             return lambda value, *_: value
         if full.startswith("__torch__.") and not full.startswith("__torch__.torch.classes"):
             return _ScriptObject
-        raise _Refused(f"{self._member} makes objects of {full}, which may be code")
+        raise _NotPlainError(f"{self._member} makes objects of {full}, which may be code")
 
     def persistent_load(self, pid: Any) -> int:
         """Return the elements of a storage."""
         kind, item_size, key, _, count = pid
         record = f"{self._member.removesuffix('.pkl')}/{key}"
         if kind != "storage" or not 0 <= count * item_size <= self._sizes[record]:
-            raise _Refused(f"{self._member}: {record} is shorter than what is to be read of it")
+            raise _NotPlainError(f"{self._member}: {record} is shorter than what is to be read of it")
         return int(count)
 
     def _check_tensor(self, count: int, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> None:
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if min(offset, *shape, *strides, 0) < 0 or (0 not in shape and last >= count):
-            raise _Refused(f"{self._member} has a tensor that reaches beyond its storage")
+            raise _NotPlainError(f"{self._member} has a tensor that reaches beyond its storage")
