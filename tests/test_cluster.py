@@ -19,6 +19,14 @@ from geodl_dask.errors import RequestError
 HAS_BOKEH = importlib.util.find_spec("bokeh") is not None
 
 
+@pytest.fixture(autouse=True)
+def heeding_interrupts():
+    """Tests that run in the background of a shell are started deaf to interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_is_ignored() -> bool:
     return signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 

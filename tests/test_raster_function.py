@@ -79,6 +79,7 @@ def test_onnx_network_with_a_batch_axis_of_one_equals_the_network_on_the_whole_p
     check_against_network(values, toy_network, pixels)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:keras.*")  # Keras 3.15 on NumPy 2
 def test_keras_network_in_a_function_equals_the_network_on_the_whole_pair(model, pixels, toy_network, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     keras = pytest.importorskip("keras", reason="Keras is not installed")
