@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import reduce
 from typing import Any, Literal
 
 import dask.array as da
@@ -18,9 +20,11 @@ from .arguments import parse_arguments
 from .definition import load_definition
 from .devices import Processor
 from .kernel import Inference, infer_block, infer_file_block, runner_of_process
-from .rasters import RasterFile, RasterPair, open_pair
+from .rasters import RasterFile, RasterStack, open_pair, open_single
 from .runners import RunnerSpec, choose_kind, require_trust
 from .tiling import Window, plan_blocks
+
+Arguments = str | Mapping[str, object] | Iterable[tuple[str, object]] | None
 
 
 def detect_change(
@@ -28,7 +32,7 @@ def detect_change(
     to_raster: str | os.PathLike[str] | xr.DataArray,
     model: str | os.PathLike[str],
     *,
-    arguments: str | Mapping[str, object] | Iterable[tuple[str, object]] | None = None,
+    arguments: Arguments = None,
     trust_code: bool = False,
     runner: Literal["auto", "native", "raster-function"] = "auto",
     processor: Processor = "auto",
@@ -49,27 +53,65 @@ def detect_change(
     see that it takes these rasters.
     Raises a RequestError (see `geodl_dask.errors`) that says what is wrong.
     """
+    stack = open_pair(from_raster, to_raster)
+    places = {"from_raster": stack.rasters[0].name, "to_raster": stack.rasters[1].name}
+    inference = _plan(stack, model, arguments, trust_code, runner, processor, chunks)
+    return _label(_build(inference, stack), "change", places, inference, stack)
+
+
+def classify_raster(
+    raster: str | os.PathLike[str] | xr.DataArray,
+    model: str | os.PathLike[str],
+    *,
+    arguments: Arguments = None,
+    trust_code: bool = False,
+    runner: Literal["auto", "native", "raster-function"] = "auto",
+    processor: Processor = "auto",
+    chunks: int | Literal["auto"] = "auto",
+) -> xr.DataArray:
+    """The class of each pixel of one raster, as a lazy classified raster, by the same path as `detect_change`.
+
+    raster : path, URL or DataArray. The model takes the bands of one raster; all else, and what is returned, is
+    as in `detect_change`.
+    """
+    stack = open_single(raster)
+    inference = _plan(stack, model, arguments, trust_code, runner, processor, chunks)
+    return _label(_build(inference, stack), "class", {"raster": stack.rasters[0].name}, inference, stack)
+
+
+def _plan(
+    stack: RasterStack,
+    model: str | os.PathLike[str],
+    arguments: Arguments,
+    trust_code: bool,
+    runner: str,
+    processor: Processor,
+    chunks: int | Literal["auto"],
+) -> Inference:
+    """Everything that is decided before a block is computed; loads the model once, to see that it takes the rasters."""
     definition = load_definition(model)
     kind = choose_kind(definition, runner)
     require_trust(definition, kind, trust_code=trust_code)
-    pair = open_pair(from_raster, to_raster)
     given = tuple(parse_arguments(arguments).items())
-    spec = RunnerSpec(definition, kind, pair.from_raster.band_count, pair.dtype, given)
+    count: Literal[1, 2] = 2 if len(stack.rasters) == 2 else 1
+    spec = RunnerSpec(definition, kind, stack.band_count, stack.dtype, given, raster_count=count)
     loaded, _ = runner_of_process(spec, processor)
-    plan = plan_blocks(pair.grid.shape.yx, loaded.tile, chunks)
-    inference = Inference(replace(spec, output=loaded.output), processor, plan)
-    return _label(_build(inference, pair), inference, pair)
+    return Inference(
+        replace(spec, output=loaded.output), processor, plan_blocks(stack.grid.shape.yx, loaded.tile, chunks)
+    )
 
 
-def _build(inference: Inference, pair: RasterPair) -> da.Array:
+def _build(inference: Inference, stack: RasterStack) -> da.Array:
     """(y, x) class values in the plan's blocks, by the door that fits the rasters."""
-    rasters = (pair.from_raster, pair.to_raster)
-    if isinstance(rasters[0], RasterFile) and isinstance(rasters[1], RasterFile):
-        return _build_from_files(inference, rasters)  # type: ignore[arg-type]
-    return _build_from_arrays(inference, pair)
+    files = tuple(raster for raster in stack.rasters if isinstance(raster, RasterFile))
+    return (
+        _build_from_files(inference, files)
+        if len(files) == len(stack.rasters)
+        else _build_from_arrays(inference, stack)
+    )
 
 
-def _build_from_files(inference: Inference, rasters: tuple[RasterFile, RasterFile]) -> da.Array:
+def _build_from_files(inference: Inference, rasters: tuple[RasterFile, ...]) -> da.Array:
     """One task per block, which reads its own window and halo; nothing passes between workers."""
     dtype = inference.spec.definition.classes.dtype
     return da.map_blocks(
@@ -78,37 +120,33 @@ def _build_from_files(inference: Inference, rasters: tuple[RasterFile, RasterFil
     )  # fmt: skip
 
 
-def _infer_file_block(inference: Inference, rasters: tuple[RasterFile, RasterFile], block_id: Any = None) -> np.ndarray:
+def _infer_file_block(inference: Inference, rasters: tuple[RasterFile, ...], block_id: Any = None) -> np.ndarray:
     return infer_file_block(inference, rasters, block_id)
 
 
-def _build_from_arrays(inference: Inference, pair: RasterPair) -> da.Array:
+def _build_from_arrays(inference: Inference, stack: RasterStack) -> da.Array:
     """Blocks that borrow their halo from neighbouring blocks."""
     plan, table = inference.plan, inference.spec.definition.classes
     # A block cannot borrow more than its neighbour has, so thin blocks are merged for the while.
-    chunks = tuple(_merge_thin(lengths, plan.tile.padding) for lengths in plan.chunks)
-    halo = tuple(plan.tile.padding if len(lengths) > 1 else 0 for lengths in chunks)
-    (from_pixels, from_valid), (to_pixels, to_valid) = (
-        raster.arrays((chunks[0], chunks[1])) for raster in (pair.from_raster, pair.to_raster)
-    )
-    haloed = [
-        overlap(
-            array, depth=dict(enumerate(((0,) if array.ndim == 3 else ()) + halo)), boundary="none", allow_rechunk=False
-        )
-        for array in (from_pixels, to_pixels, from_valid & to_valid)
-    ]
+    chunks = _merge_thin(plan.chunks[0], plan.tile.padding), _merge_thin(plan.chunks[1], plan.tile.padding)
+    images, masks = zip(*(raster.arrays(chunks) for raster in stack.rasters), strict=True)
+    haloed = [_with_halo(array, plan.tile.padding) for array in (*images, reduce(operator.and_, masks)[None])]
     # The class value needs the neighbours' pixels, not their bands: one block along the band axis.
-    change = da.map_blocks(
-        _infer_array_block, *haloed[:2], haloed[2][None], inference=inference, chunk_lengths=chunks, drop_axis=0,
-        chunks=chunks, dtype=table.dtype, meta=np.empty((0, 0), table.dtype),
+    classes = da.map_blocks(
+        _infer_array_block, *haloed, inference=inference, chunk_lengths=chunks, drop_axis=0, chunks=chunks,
+        dtype=table.dtype, meta=np.empty((0, 0), table.dtype),
     )  # fmt: skip
-    return change.rechunk(plan.chunks)
+    return classes.rechunk(plan.chunks)
+
+
+def _with_halo(array: da.Array, padding: int) -> da.Array:
+    """(band, y, x) whose blocks carry ``padding`` pixels of their neighbours; along one block there are none."""
+    halo = (padding if count > 1 else 0 for count in array.numblocks[1:])
+    return overlap(array, depth=dict(enumerate((0, *halo))), boundary="none", allow_rechunk=False)
 
 
 def _infer_array_block(
-    from_pixels: np.ndarray,
-    to_pixels: np.ndarray,
-    valid: np.ndarray,
+    *images_and_valid: np.ndarray,
     inference: Inference,
     chunk_lengths: tuple[tuple[int, ...], tuple[int, ...]],
     block_id: Any = None,
@@ -117,7 +155,8 @@ def _infer_array_block(
     core = Window(
         sum(chunk_lengths[0][:row]), sum(chunk_lengths[1][:col]), chunk_lengths[0][row], chunk_lengths[1][col]
     )
-    return infer_block(inference, core, from_pixels, to_pixels, valid[0])
+    *images, valid = images_and_valid
+    return infer_block(inference, core, tuple(images), valid[0])
 
 
 def _merge_thin(lengths: tuple[int, ...], least: int) -> tuple[int, ...]:
@@ -134,22 +173,24 @@ def _merge_thin(lengths: tuple[int, ...], least: int) -> tuple[int, ...]:
     return tuple(merged)
 
 
-def _label(change: da.Array, inference: Inference, pair: RasterPair) -> xr.DataArray:
+def _label(
+    classes: da.Array, name: str, places: dict[str, str], inference: Inference, stack: RasterStack
+) -> xr.DataArray:
+    """Class values with coordinates, class table, nodata and provenance; ``places`` says where the rasters are."""
     spec, plan = inference.spec, inference.plan
     table = spec.definition.classes
     attrs = {
-        "long_name": "change",
+        "long_name": name,
         "_FillValue": table.nodata,
         **table.to_attrs(),
         "model": spec.definition.source,
         "model_digest": spec.definition.digest,
         "runner": spec.kind,
         "arguments": ";".join(f"{name} {value}" for name, value in spec.arguments),
-        "from_raster": pair.from_raster.name,
-        "to_raster": pair.to_raster.name,
+        **places,
         "tile_size": list(plan.tile.size_yx),
         "padding": plan.tile.padding,
         "geodl_dask_version": __version__,
     }
-    coords = xr_coords(pair.grid, dims=("y", "x"))
-    return xr.DataArray(change, coords=coords, dims=("y", "x"), name="change", attrs=attrs)
+    coords = xr_coords(stack.grid, dims=("y", "x"))
+    return xr.DataArray(classes, coords=coords, dims=("y", "x"), name=name, attrs=attrs)

@@ -13,16 +13,18 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import rasterio
+import rasterio.errors
 import rasterio.shutil
 import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from rasterio._err import CPLE_BaseError
 from rasterio.dtypes import dtype_rev
 from rasterio.enums import Resampling
 
 from .blocks import Index, Progress, regular_blocks, store_blocks
 from .classes import ClassTable
-from .errors import OutputError
+from .errors import OutputError, RunError
 from .outputs import Written, check_output, growing_output, publish
 
 COG_BLOCK_PX = 512
@@ -76,7 +78,8 @@ def write_cog(
     change : (y, x) integers as `detect_change` gives it. The file has the class colours as its palette, nodata,
     overviews by the most frequent value, and class table and provenance as tags.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
-    Raises OutputError, OutputExistsError or BlockFailedError; what was there before stays until the new one is whole.
+    Raises OutputError, OutputExistsError, BlockFailedError or, where the last pass fails, RunError; what was there
+    before stays until the new one is whole.
     """
     started = time.perf_counter()
     out = check_output(path, (".tif", ".tiff"), overwrite=overwrite)
@@ -91,13 +94,20 @@ def write_cog(
         mosaic = partial / "parts.vrt"
         mosaic.write_text(_mosaic(blocks, parts, grid, change.attrs), encoding="utf-8")
         finished = partial / "finished.tif"
-        with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_MB, VRT_SHARED_SOURCE=False):
-            rasterio.shutil.copy(
-                mosaic, finished, driver="COG", compress="deflate", blocksize=COG_BLOCK_PX, num_threads="all_cpus",
-                overview_resampling=Resampling.mode.name, bigtiff="if_safer",
-            )  # fmt: skip
+        try:
+            _translate(mosaic, finished)
+        except (CPLE_BaseError, rasterio.errors.RasterioError) as error:
+            raise RunError(f"{out} could not be put together from its blocks: {error}. Is the disk full?") from error
         publish(finished, out)
     return Written(out, time.perf_counter() - started, pixels)
+
+
+def _translate(mosaic: Path, finished: Path) -> None:
+    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_MB, VRT_SHARED_SOURCE=False):
+        rasterio.shutil.copy(
+            mosaic, finished, driver="COG", compress="deflate", blocksize=COG_BLOCK_PX, num_threads="all_cpus",
+            overview_resampling=Resampling.mode.name, bigtiff="if_safer",
+        )  # fmt: skip
 
 
 def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str, Any]) -> str:

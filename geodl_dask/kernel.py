@@ -1,4 +1,4 @@
-"""Two haloed blocks in, one block of class values out. Runs on workers; imports no Dask."""
+"""One haloed block of each raster in, one block of class values out. Runs on workers; imports no Dask."""
 
 from __future__ import annotations
 
@@ -30,27 +30,23 @@ class Inference:
     """The tile lattice, and the blocks."""
 
 
-def infer_file_block(
-    inference: Inference, rasters: tuple[RasterFile, RasterFile], index: tuple[int, int]
-) -> np.ndarray:
-    """Class values of block ``index``, read from two files with the halo that they need.
+def infer_file_block(inference: Inference, rasters: tuple[RasterFile, ...], index: tuple[int, int]) -> np.ndarray:
+    """Class values of block ``index``, read from the files with the halo that they need.
 
     Returns (y, x) in the class table's dtype. Raises RasterReadError or InferenceError.
     """
     core = inference.plan.core(index)
     window = inference.plan.haloed(core)
-    (from_pixels, from_valid), (to_pixels, to_valid) = (raster.read(window) for raster in rasters)
-    return infer_block(inference, core, from_pixels, to_pixels, from_valid & to_valid)
+    images, masks = zip(*(raster.read(window) for raster in rasters), strict=True)
+    return infer_block(inference, core, images, np.logical_and.reduce(masks))
 
 
-def infer_block(
-    inference: Inference, core: Window, from_pixels: np.ndarray, to_pixels: np.ndarray, valid: np.ndarray
-) -> np.ndarray:
+def infer_block(inference: Inference, core: Window, images: tuple[np.ndarray, ...], valid: np.ndarray) -> np.ndarray:
     """Class values of the pixels of ``core``.
 
     core : the block's window of the grid, whole strides from the grid's upper-left corner.
-    from_pixels, to_pixels : (band, y, x) as stored, over the core and its halo, clipped to the grid.
-    valid : (y, x) bool, the same window, True where both dates have an observation.
+    images : of each raster (band, y, x) as stored, over the core and its halo, clipped to the grid.
+    valid : (y, x) bool, the same window, True where every raster has an observation.
     Returns (y, x) over the core in the class table's dtype, nodata where not valid.
     Raises InferenceError.
     """
@@ -59,8 +55,7 @@ def infer_block(
     fill = plan.fill(core)
     valid = np.pad(valid, fill)
     tiles = _Tiles(
-        tile_views(_filled(from_pixels, fill, valid, inference), plan.tile),
-        tile_views(_filled(to_pixels, fill, valid, inference), plan.tile),
+        tuple(tile_views(_filled(pixels, fill, valid, inference), plan.tile) for pixels in images),
         tile_views(valid, plan.tile),
         plan.origins(core),
     )
@@ -119,7 +114,7 @@ def _filled(
 ) -> np.ndarray:
     """(band, y, x) over whole tiles: the one place where pixels without observation get their value, which is 0.
 
-    Both dates get it where either has no observation, so that no edge looks like a change.
+    Every raster gets it where any has no observation, so that no edge looks like a change.
     """
     padded = np.pad(pixels.astype(inference.spec.pixel_type, copy=False), ((0, 0), *fill))
     return padded if valid.all() else np.where(valid, padded, padded.dtype.type(0))
@@ -129,8 +124,7 @@ def _filled(
 class _Tiles:
     """Views (row, column, ..., y, x) of a block's tiles; `batches` copies out as many as one call takes."""
 
-    from_pixels: np.ndarray
-    to_pixels: np.ndarray
+    images: tuple[np.ndarray, ...]
     valid: np.ndarray
     origins: np.ndarray
 
@@ -140,4 +134,5 @@ class _Tiles:
             answered = members[start : start + size]
             taken = np.pad(answered, (0, size - len(answered)), mode="edge")
             at = np.unravel_index(taken, self.valid.shape[:2])
-            yield Batch(self.from_pixels[at], self.to_pixels[at], self.valid[at], self.origins[taken]), answered
+            images = tuple(pixels[at] for pixels in self.images)
+            yield Batch(images, self.valid[at], self.origins[taken]), answered

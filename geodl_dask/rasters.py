@@ -130,39 +130,47 @@ Raster = RasterFile | RasterArray
 
 
 @dataclass(frozen=True)
-class RasterPair:
-    """The from and the to raster on one grid."""
+class RasterStack:
+    """One raster, or a from and a to raster on one grid with the same bands."""
 
-    from_raster: Raster
-    """The earlier image."""
-    to_raster: Raster
-    """The later image."""
+    rasters: tuple[Raster, ...]
+    """From before to."""
 
     @property
     def grid(self) -> GeoBox:
-        """The grid of both, which is the from raster's."""
-        return self.from_raster.grid
+        """The grid of all, which is the first one's."""
+        return self.rasters[0].grid
+
+    @property
+    def band_count(self) -> int:
+        """How many bands each has."""
+        return self.rasters[0].band_count
 
     @property
     def dtype(self) -> str:
-        """NumPy name of the smallest type that holds the pixels of both."""
-        return str(np.result_type(self.from_raster.dtype, self.to_raster.dtype))
+        """NumPy name of the smallest type that holds the pixels of all."""
+        return str(np.result_type(*(raster.dtype for raster in self.rasters)))
 
 
-def open_pair(from_raster: Any, to_raster: Any) -> RasterPair:
+def open_pair(from_raster: Any, to_raster: Any) -> RasterStack:
     """Both rasters, checked and on one grid; no pixel is read.
 
     from_raster, to_raster : path, URL or DataArray with dimensions y, x and, for several bands, one more.
     Raises RasterNotFoundError, RasterInputError or GridMismatchError.
     """
-    pair = RasterPair(open_raster(from_raster, "from_raster"), open_raster(to_raster, "to_raster"))
-    if pair.from_raster.band_count != pair.to_raster.band_count:
+    before, after = open_raster(from_raster, "from_raster"), open_raster(to_raster, "to_raster")
+    if before.band_count != after.band_count:
         raise RasterInputError(
-            f"to_raster has {pair.to_raster.band_count} band(s), from_raster {pair.from_raster.band_count}; "
-            "both dates need the same bands in the same order."
+            f"to_raster has {after.band_count} band(s), from_raster {before.band_count}; both dates need the same "
+            "bands in the same order."
         )
-    _require_same_grid(pair.from_raster, pair.to_raster)
-    return pair
+    _require_same_grid(before, after)
+    return RasterStack((before, after))
+
+
+def open_single(raster: Any) -> RasterStack:
+    """One raster, checked; no pixel is read. Raises RasterNotFoundError or RasterInputError."""
+    return RasterStack((open_raster(raster),))
 
 
 def open_raster(raster: Any, role: str = "raster") -> Raster:

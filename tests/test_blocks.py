@@ -218,6 +218,12 @@ def test_failing_block_ends_the_run_with_its_place_and_cause(on_client, store, v
     assert store.writes()[1, 2] == 0
 
 
+def test_failing_block_is_named_among_those_of_its_task(monkeypatch, store, values):
+    monkeypatch.setattr(blocks_module, "MOST_TASKS", 1)
+    with pytest.raises(BlockFailedError, match="row 8, column 24 failed"):
+        store_blocks(alone(values, fail_at_1_2), store)
+
+
 def test_failing_block_that_hangs_on_others_ends_the_run_too(on_client, store, values):
     """Which block is named depends on the order: all that the broken one feeds fail."""
     with pytest.raises(BlockFailedError, match=r"row (8|16), column (0|12|24) failed: \w+"):

@@ -20,8 +20,8 @@ from rasterio.enums import ColorInterp
 from rio_cogeo.cogeo import cog_validate
 
 from geodl_dask.classes import ClassTable, ModelClass
-from geodl_dask.cog import write_cog
-from geodl_dask.errors import BlockFailedError, OutputError, OutputExistsError
+from geodl_dask.cog import GeoTiffParts, write_cog
+from geodl_dask.errors import BlockFailedError, OutputError, OutputExistsError, RunError
 
 BLOCK = (100, 170)
 HIGHEST = {np.uint8: 201, np.uint16: 300, np.uint32: 70_000}
@@ -117,13 +117,14 @@ def test_values_of_32_bits_go_without_palette(tmp_path):
         assert dataset.colorinterp == (ColorInterp.gray,)
 
 
-def test_overviews_have_the_most_frequent_class_and_no_other_value(tmp_path):
-    """Nine pixels in sixteen of a class make the overview that class; a mean would make values in between."""
-    of_overview = classes((400, 500))
-    of_overview[of_overview == 255] = 0
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32])
+def test_overviews_have_the_most_frequent_class_and_no_other_value(tmp_path, dtype):
+    """Three pixels of four make an overview's pixel; the nearest would be the fourth at times, a mean none of them."""
+    of_overview = np.random.default_rng(6).choice(np.array([0, HIGHEST[dtype]], dtype), (300, 400))
     values = of_overview.repeat(4, axis=0).repeat(4, axis=1)
-    other = np.where(values == 0, 201, 0).astype(np.uint8)
-    values[1::2, 1::2] = other[1::2, 1::2]
+    rows, cols = np.mgrid[0 : values.shape[0] : 2, 0 : values.shape[1] : 2]
+    rows, cols = rows + (cols // 2) % 2, cols + (cols // 4) % 2  # each of the four places in turn
+    values[rows, cols] = np.where(values[rows, cols] == 0, HIGHEST[dtype], 0)
     path = write_cog(change_raster(values, chunks=700), tmp_path / "change.tif").path
     with rasterio.open(path) as dataset:
         assert dataset.overviews(1) == [2, 4]
@@ -192,6 +193,30 @@ def test_failed_run_leaves_the_old_file_and_nothing_else(tmp_path):
         write_cog(change, tmp_path / "change.tif", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["change.tif"]
     np.testing.assert_array_equal(read(tmp_path / "change.tif"), values)
+
+
+def test_failed_last_pass_leaves_the_old_file_and_nothing_else(tmp_path):
+    values = classes((33, 57))
+    write_cog(change_raster(values), tmp_path / "change.tif")
+
+    def lose_a_part(done_px, all_px):
+        if done_px == all_px:
+            (tmp_path / "change.tif.partial" / "0_0.tif").unlink()
+
+    with pytest.raises(RunError, match=r"put together from its blocks: .*0_0\.tif"):
+        write_cog(change_raster(values), tmp_path / "change.tif", overwrite=True, progress=lose_a_part)
+    assert [path.name for path in tmp_path.iterdir()] == ["change.tif"]
+    np.testing.assert_array_equal(read(tmp_path / "change.tif"), values)
+
+
+def test_part_lies_where_its_block_lies(tmp_path):
+    parts = GeoTiffParts(str(tmp_path), TRANSFORM, (20, 30))
+    assert not parts.is_done((1, 2))
+    parts.write_block((1, 2), classes((20, 10)))
+    assert parts.is_done((1, 2))
+    with rasterio.open(parts.path((1, 2))) as dataset:
+        assert dataset.transform == TRANSFORM @ Affine.translation(60, 20)
+        np.testing.assert_array_equal(dataset.read(1), classes((20, 10)))
 
 
 def test_standing_file_is_kept_unless_overwriting(tmp_path):

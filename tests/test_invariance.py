@@ -33,10 +33,8 @@ class PositionRunner:
         self.tile, self.batch_size = tile, batch_size
 
     def predict(self, batch):
-        assert len(batch.from_pixels) == self.batch_size
-        return np.stack(
-            [answer(*each, self.tile) for each in zip(batch.from_pixels, batch.to_pixels, batch.valid, strict=True)]
-        )
+        assert len(batch.valid) == self.batch_size
+        return np.stack([answer(*each, self.tile) for each in zip(*batch.images, batch.valid, strict=True)])
 
 
 def answer(from_tile, to_tile, valid, tile: TileSpec) -> np.ndarray:

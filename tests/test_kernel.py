@@ -28,7 +28,7 @@ class DifferenceRunner:
 
     def predict(self, batch):
         self.batches.append(batch)
-        return self.answer(batch.to_pixels[:, 0].astype(np.float32) - batch.from_pixels[:, 0])
+        return self.answer(batch.images[1][:, 0].astype(np.float32) - batch.images[0][:, 0])
 
     def answer(self, change):
         return np.stack([-change, change], axis=1)
@@ -47,7 +47,7 @@ def infer(tmp_path, monkeypatch):
         kernel._load.cache_clear()
         inference = Inference(spec, "cpu", BlockPlan(shape, block, TILE))
         valid = np.ones(shape, bool) if valid is None else valid
-        return infer_block(inference, core or Window(0, 0, *shape), from_pixels, to_pixels, valid)
+        return infer_block(inference, core or Window(0, 0, *shape), (from_pixels, to_pixels), valid)
 
     yield infer_one
     kernel._load.cache_clear()
@@ -76,7 +76,7 @@ def test_pixels_without_observation_are_nodata_and_zero_for_both_dates(infer, pi
     expected = np.where(pixels[1, 0].astype(int) > pixels[0, 0], 7, 0)
     np.testing.assert_array_equal(values, np.where(valid, expected, NODATA))
     for batch in runner.batches:
-        for image in (batch.from_pixels, batch.to_pixels):
+        for image in batch.images:
             assert (image.transpose(0, 2, 3, 1)[~batch.valid] == 0).all()
 
 
@@ -92,7 +92,7 @@ def test_origins_say_where_in_the_grid_a_tile_lies(infer, pixels):
     infer(*pixels, runner=runner)
     seen = 0
     for batch in runner.batches:
-        for tile, (row, col) in zip(batch.from_pixels, batch.origins, strict=True):
+        for tile, (row, col) in zip(batch.images[0], batch.origins, strict=True):
             if row >= 0 and col >= 0 and row + 8 <= 21 and col + 8 <= 18:
                 np.testing.assert_array_equal(tile, pixels[0][:, row : row + 8, col : col + 8])
                 seen += 1

@@ -57,11 +57,11 @@ def load(tmp_path):
 
 def tiles(bands=3, count=4, size=16, seed=0, top=256, dtype=np.uint8) -> Batch:
     pixels = np.random.default_rng(seed).integers(0, top, (2, count, bands, size, size)).astype(dtype)
-    return Batch(*pixels, np.ones((count, size, size), bool), np.zeros((count, 2), np.int64))
+    return Batch(tuple(pixels), np.ones((count, size, size), bool), np.zeros((count, 2), np.int64))
 
 
 def stacked(batch: Batch) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([batch.from_pixels, batch.to_pixels], axis=1).astype(np.float32))
+    return torch.from_numpy(np.concatenate(batch.images, axis=1).astype(np.float32))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -91,7 +91,7 @@ def test_torch_answers_the_same_bits_whatever_the_number_of_threads(load):
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_pair_of_inputs_is_from_then_to(load):
     batch = tiles()
-    expected = batch.to_pixels.sum(1, dtype=float) - batch.from_pixels.sum(1, dtype=float)
+    expected = batch.images[1].sum(1, dtype=float) - batch.images[0].sum(1, dtype=float)
     scores = load(Siamese(), GeodlDask={"input": "pair"}).predict(batch)
     np.testing.assert_allclose(scores[:, 1], expected)
 
@@ -99,7 +99,7 @@ def test_a_pair_of_inputs_is_from_then_to(load):
 def test_extract_bands_choose_and_order_the_stacked_bands(load):
     runner = load(ToyNetwork(bands=2), bands=1, ExtractBands=[1, 0])
     batch = tiles(bands=1)
-    swapped = Batch(batch.to_pixels, batch.from_pixels, batch.valid, batch.origins)
+    swapped = Batch(batch.images[::-1], batch.valid, batch.origins)
     in_order = load(ToyNetwork(bands=2), bands=1, ExtractBands=[0, 1])
     np.testing.assert_array_equal(runner.predict(batch), in_order.predict(swapped))
 
@@ -108,8 +108,8 @@ def test_normalisation_of_the_definition_is_applied_to_both_dates(load):
     first_of_each = PerPixel(lambda stack: torch.cat([stack[:, :1], stack[:, 3:4]], 1) - 5)
     batch = tiles()
     by_mean = load(first_of_each, GeodlDask={"mean": [10, 0, 0], "std": [2, 1, 1]}).predict(batch)
-    np.testing.assert_allclose(by_mean[:, 0], (batch.from_pixels[:, 0] - 10.0) / 2 - 5)
-    np.testing.assert_allclose(by_mean[:, 1], (batch.to_pixels[:, 0] - 10.0) / 2 - 5)
+    np.testing.assert_allclose(by_mean[:, 0], (batch.images[0][:, 0] - 10.0) / 2 - 5)
+    np.testing.assert_allclose(by_mean[:, 1], (batch.images[1][:, 0] - 10.0) / 2 - 5)
     stats = {
         "band_min_values": [0, 0, 0],
         "band_max_values": [200, 255, 255],
@@ -118,7 +118,7 @@ def test_normalisation_of_the_definition_is_applied_to_both_dates(load):
     }
     by_statistics = load(first_of_each, NormalizationStats=stats).predict(batch)
     np.testing.assert_allclose(
-        by_statistics[:, 0], (batch.from_pixels[:, 0] / 200 - 0.5) / 0.25 - 5, rtol=1e-4, atol=1e-4
+        by_statistics[:, 0], (batch.images[0][:, 0] / 200 - 0.5) / 0.25 - 5, rtol=1e-4, atol=1e-4
     )
 
 
@@ -128,7 +128,7 @@ def test_class_indices_become_class_values(load):
     batch = tiles()
     runner = load(brightest, Classes=classes, GeodlDask={"output": "classes"})
     assert runner.returns == "classes"
-    expected = np.array([3, 40, 5])[batch.from_pixels[:, :3].argmax(1)]
+    expected = np.array([3, 40, 5])[batch.images[0][:, :3].argmax(1)]
     np.testing.assert_array_equal(runner.predict(batch), expected)
 
 
@@ -174,7 +174,7 @@ def test_a_network_with_a_fixed_batch_axis_is_given_just_that(tmp_path):
         ({"arguments": {"paddin": "1"}}, ModelArgumentError, "Did you mean padding"),
         ({"arguments": {"padding": "1"}, "ModelPadding": 2}, ModelArgumentError, "padding"),
         ({"bands": 4, "network_bands": 6, "ExtractBands": [0, 1, 2, 3, 4, 5]}, BandCountError, "takes 3 of each date"),
-        ({"ExtractBands": [0, 1, 9]}, BandCountError, "10 in the stacked pair"),
+        ({"ExtractBands": [0, 1, 9]}, BandCountError, "10 in the stack"),
         ({"ImageHeight": None, "ImageWidth": None}, ModelDefinitionError, "ImageHeight"),
         ({"ModelPadding": 2}, ModelFileError, r"answered with shape \(4, 2, 16, 16\)"),
         ({"Classes": [*CLASSES, {"Value": 9, "Name": "x", "Color": [0, 0, 0]}]}, ModelFileError, "2 scores per pixel"),

@@ -488,7 +488,7 @@ def test_archives_that_two_readers_may_read_differently_are_refused(plain, tmp_p
     for root, name, message in (
         ("net", "models/model.json", "same members"),
         ("net", "MODELS/model.json", "same members"),
-        ("other", "models/model.json", "member"),
+        ("other", "models/model.json", "not in a subdirectory"),
     ):
         path = rewrite(plain["pt2"], tmp_path / "evil.pt2")
         with zipfile.ZipFile(path, "a") as archive:

@@ -28,27 +28,27 @@ class RunnerSpec:
     kind: Literal["native", "raster-function"]
     """Who runs it: we, or the Python that the model brings."""
     band_count: int
-    """Bands of each of the two rasters."""
+    """Bands of each raster."""
     pixel_type: str
-    """numpy name of the type that pixels of both rasters are delivered in, e.g. ``"uint8"``."""
+    """numpy name of the type that pixels are delivered in, e.g. ``"uint8"``."""
     arguments: tuple[tuple[str, str], ...] = ()
     """Model arguments as text, names as the model has them."""
     output: str | None = None
     """Meaning of a native model's output; None: read off the first prediction."""
     device: Device = "cpu"
     """Where it runs; ``"cuda"`` is the one GPU that this process sees as 0."""
+    raster_count: Literal[1, 2] = 2
+    """2 for a from and a to raster, whose bands are stacked; 1 for one raster."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Tiles for one call of a runner. The arrays are read-only views or shared: never write into them."""
 
-    from_pixels: np.ndarray
-    """(tile, band, y, x) pixels of the from raster as stored; 0 where not valid."""
-    to_pixels: np.ndarray
-    """(tile, band, y, x) pixels of the to raster as stored; 0 where not valid."""
+    images: tuple[np.ndarray, ...]
+    """For each raster, from before to: (tile, band, y, x) pixels as stored; 0 where not valid."""
     valid: np.ndarray
-    """(tile, y, x) bool, True where both dates have an observation; False outside the rasters."""
+    """(tile, y, x) bool, True where every raster has an observation; False outside the rasters."""
     origins: np.ndarray
     """(tile, 2) int64: row and column, in the grid, of each tile's upper-left pixel."""
 

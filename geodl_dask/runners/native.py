@@ -42,8 +42,8 @@ class NativeRunner:
         check_names(given, [each.name for each in describe_parameters(definition)], definition.source)
         self._network = network
         self._takes_pair = definition.native.input == "pair"
-        self._bands = _stacked_bands(definition, spec.band_count)
-        self._normalisation = _normalisation(definition, len(self._bands), spec.pixel_type)
+        self._bands = _stacked_bands(spec)
+        self._normalisation = _normalisation(spec, len(self._bands))
         self._class_count = len(definition.classes.classes)
         self._source = definition.source
         self.tile = TileSpec(_tile_yx(definition), _padding(definition, given))
@@ -74,7 +74,7 @@ class NativeRunner:
         return self._values[indices]
 
     def _forward(self, batch: Batch) -> np.ndarray:
-        stack = np.concatenate([batch.from_pixels, batch.to_pixels], axis=1)
+        stack = np.concatenate(batch.images, axis=1)
         if self._bands != tuple(range(stack.shape[1])):
             stack = stack[:, self._bands]
         ready = stack.astype(np.float32)
@@ -131,16 +131,22 @@ def _default_padding(definition: ModelDefinition) -> int:
     return definition.padding if definition.padding is not None else _tile_yx(definition)[0] // 4
 
 
-def _stacked_bands(definition: ModelDefinition, band_count: int) -> tuple[int, ...]:
-    """Indices into the stacked pair (from bands, then to bands) that the network takes."""
-    bands = definition.extract_bands or tuple(range(2 * band_count))
-    if max(bands) >= 2 * band_count or bands == tuple(range(len(bands))) != tuple(range(2 * band_count)):
-        needed = len(bands) // 2 if len(bands) % 2 == 0 else None
-        wish = f"{needed} of each date" if needed else f"{max(bands) + 1} in the stacked pair"
+def _stacked_bands(spec: RunnerSpec) -> tuple[int, ...]:
+    """Indices into the stack (of a pair: from bands, then to bands) that the network takes."""
+    definition, band_count, rasters = spec.definition, spec.band_count, spec.raster_count
+    everything = tuple(range(rasters * band_count))
+    bands = definition.extract_bands or everything
+    # 0, 1, .., 5 of a pair with four bands each would be the whole first date and half of the second.
+    takes_half = rasters == 2 and bands == tuple(range(len(bands))) != everything
+    if max(bands) >= len(everything) or takes_half:
+        halves = rasters == 2 and len(bands) % 2 == 0
+        wish = f"{len(bands) // 2} of each date" if halves else f"{max(bands) + 1} in the stack"
         raise BandCountError(
             f"{definition.source} takes {wish} (ExtractBands {list(bands)}); the rasters have {band_count} band(s) "
             "each. Give rasters with just those bands, for instance made with: rio stack IN.tif --bidx 1,2,3 -o OUT.tif"
         )
+    if definition.native.input == "pair" and rasters == 1:
+        raise ModelDefinitionError(f"{definition.source} takes a pair of rasters (GeodlDask input), and one is given.")
     if definition.native.input == "pair" and len(bands) % 2:
         raise ModelDefinitionError(
             f"{definition.source} takes a pair, and ExtractBands lists {len(bands)} bands, an odd number."
@@ -148,13 +154,14 @@ def _stacked_bands(definition: ModelDefinition, band_count: int) -> tuple[int, .
     return bands
 
 
-def _normalisation(definition: ModelDefinition, channels: int, pixel_type: str) -> tuple[np.ndarray, np.ndarray] | None:
+def _normalisation(spec: RunnerSpec, channels: int) -> tuple[np.ndarray, np.ndarray] | None:
     """(shift, scale), each (channel, 1, 1) float32: the network is given (pixel - shift) / scale.
 
     The first of these that the definition has: ``GeodlDask`` mean and std; ``NormalizationStats``
     (band_min/max_values to 0..1, then scaled_mean/std_values where both stand); ``DataRange``, to which an
     integer type's whole range is rescaled.
     """
+    definition, pixel_type, rasters = spec.definition, spec.pixel_type, spec.raster_count
     native, stats = definition.native, definition.keys.get("NormalizationStats")
     if native.mean or native.std:
         half = len(native.mean or native.std or ())
@@ -169,11 +176,11 @@ def _normalisation(definition: ModelDefinition, channels: int, pixel_type: str) 
         return None
     if len(shift) == 1:
         shift, scale = np.repeat(shift, channels), np.repeat(scale, channels)
-    elif 2 * len(shift) == channels:
-        shift, scale = np.tile(shift, 2), np.tile(scale, 2)
+    elif rasters * len(shift) == channels:
+        shift, scale = np.tile(shift, rasters), np.tile(scale, rasters)
     if len(shift) != channels or len(scale) != channels:
         raise BandCountError(
-            f"{definition.source} normalises {len(shift)} band(s) of each date; the model is given {channels} of both."
+            f"{definition.source} normalises {len(shift)} band(s) of each raster; the model is given {channels} in all."
         )
     return shift.astype(np.float32)[:, None, None], scale.astype(np.float32)[:, None, None]
 
@@ -193,12 +200,12 @@ def _from_statistics(stats: dict[str, Any], definition: ModelDefinition) -> tupl
 
 def _random_batch(spec: RunnerSpec, tile: TileSpec, size: int) -> Batch:
     """A batch of noise that spans what such pixels usually are."""
-    shape = (size, spec.band_count, *tile.size_yx)
+    shape = (spec.raster_count, size, spec.band_count, *tile.size_yx)
     top = {"u1": 255, "i1": 127}.get(np.dtype(spec.pixel_type).str[1:], 10_000)
     top = 1 if np.issubdtype(spec.pixel_type, np.floating) else top
-    noise = np.random.default_rng(0).random((2, *shape), dtype=np.float32) * top
-    pixels = noise.astype(spec.pixel_type)
-    return Batch(pixels[0], pixels[1], np.ones((size, *tile.size_yx), bool), np.zeros((size, 2), np.int64))
+    noise = np.random.default_rng(0).random(shape, dtype=np.float32) * top
+    images = tuple(noise.astype(spec.pixel_type))
+    return Batch(images, np.ones((size, *tile.size_yx), bool), np.zeros((size, 2), np.int64))
 
 
 def _meaning(scores: np.ndarray, definition: ModelDefinition) -> str:

@@ -79,7 +79,7 @@ class RasterFunctionRunner:
         corner = (float(col), float(-row))
         props = {**self._properties(corner), "pixelType": self._pixel_type}
         request = (corner, (1, height, width), props)
-        blocks = self._inputs.blocks(batch.from_pixels[index], batch.to_pixels[index], batch.valid[index])
+        blocks = self._inputs.blocks([pixels[index] for pixels in batch.images], batch.valid[index])
         if self._function.has("selectRasters"):
             chosen = self._function.call("selectRasters", *request, doing=where, wrong=InferenceError)
             if chosen:

@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """How the pixels of both dates become the arrays that the function is given."""
+    """How the pixels of the rasters become the arrays that the function is given."""
 
     names: tuple[str, ...]
-    """Raster parameters: one that gets the stack, two that get a date each, or one that gets a tuple."""
+    """Raster parameters: one that gets the stack, two that get a raster each, or one that gets a tuple."""
     as_tuple: bool
     """Whether the one parameter is of type ``rasters``."""
     bands: tuple[tuple[int, ...], ...]
-    """Bands of each array: of the stacked pair if there is one array, of its own date if there are two."""
+    """Bands of each array: of the stack if there is one array, of its own raster if there are two."""
     with_mask: bool
     """Whether the function wants masks."""
     with_composite: bool
@@ -51,10 +51,10 @@ class Inputs:
             infos["compositeraster_info"] = info(sum(self.band_counts))
         return infos
 
-    def blocks(self, from_pixels: np.ndarray, to_pixels: np.ndarray, valid: np.ndarray) -> dict[str, Any]:
+    def blocks(self, images: Sequence[np.ndarray], valid: np.ndarray) -> dict[str, Any]:
         """Keyword arguments of ``updatePixels``: fresh, writable, C-contiguous arrays (band, y, x), masks 1 = valid."""
-        dates = (np.concatenate((from_pixels, to_pixels)),) if len(self.bands) == 1 else (from_pixels, to_pixels)
-        pixels = [self._rescaled(date[list(bands)], valid) for date, bands in zip(dates, self.bands, strict=True)]
+        given = [np.concatenate(images)] if len(self.bands) == 1 else images
+        pixels = [self._rescaled(image[list(bands)], valid) for image, bands in zip(given, self.bands, strict=True)]
         arrays = dict(zip(self.names, pixels, strict=False))
         if self.with_composite:
             arrays["compositeraster"] = np.concatenate(pixels)
@@ -85,10 +85,11 @@ def plan_inputs(
 
     Raises ModelDefinitionError or BandCountError.
     """
-    if (len(names), len(tuples)) not in ((1, 0), (2, 0), (0, 1)):
+    if (len(names), len(tuples)) not in ((1, 0), (spec.raster_count, 0), (0, 1)):
+        needed = "two (from, to)" if spec.raster_count == 2 else "that is all that there is"
         raise ModelDefinitionError(
             f"The function of {spec.definition.source} declares the raster parameters {[*names, *tuples]}; one raster "
-            "for the stacked pair, two (from, to), or one of type rasters is needed."
+            f"for the stack, {needed}, or one of type rasters is needed."
         )
     return Inputs(
         names=(*names, *tuples),
@@ -101,10 +102,11 @@ def plan_inputs(
 
 
 def _bands(extract: Sequence[Any] | None, spec: RunnerSpec, *, stacked: bool) -> tuple[tuple[int, ...], ...]:
-    """Bands of each array. ``extract`` counts the stacked pair; on two arrays it may count each one's bands."""
-    count, source = spec.band_count, spec.definition.source
+    """Bands of each array. ``extract`` counts the stack; on two arrays it may count each one's bands."""
+    count, rasters, source = spec.band_count, spec.raster_count, spec.definition.source
+    stacked = stacked or rasters == 1
     if extract is None or len(extract) == 0:
-        return (tuple(range(2 * count)),) if stacked else (tuple(range(count)),) * 2
+        return (tuple(range(rasters * count)),) if stacked else (tuple(range(count)),) * 2
     if not all(isinstance(band, int | np.integer) for band in extract):
         raise ModelDefinitionError(
             f"The function of {source} extracts the bands {list(extract)}; numbers from 0 are needed."
@@ -112,11 +114,12 @@ def _bands(extract: Sequence[Any] | None, spec: RunnerSpec, *, stacked: bool) ->
     bands = tuple(int(band) for band in extract)
     counts_stack = stacked or max(bands) >= count
     # 0, 1, .., 5 of two rasters with four bands each would be the whole first date and half of the second.
-    takes_all = bands == tuple(range(len(bands))) and len(bands) % 2 == 0
-    if min(bands) < 0 or max(bands) >= 2 * count or (counts_stack and takes_all and len(bands) != 2 * count):
+    takes_all = rasters == 2 and bands == tuple(range(len(bands))) and len(bands) % 2 == 0
+    if min(bands) < 0 or max(bands) >= rasters * count or (counts_stack and takes_all and len(bands) != 2 * count):
         raise BandCountError(
-            f"{source} takes {len(bands)} bands of the stacked pair (ExtractBands {list(bands)}), which is "
-            f"{len(bands) / 2:g} of each date; the rasters have {count} band(s) each. Give rasters with those bands."
+            f"{source} takes {len(bands)} bands of the stack (ExtractBands {list(bands)}), which is "
+            f"{len(bands) / rasters:g} of each raster; the rasters have {count} band(s) each. Give rasters with those "
+            "bands."
         )
     if stacked:
         return (bands,)

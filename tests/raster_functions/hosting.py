@@ -62,16 +62,17 @@ def tiles_of(from_pixels, to_pixels, tile: TileSpec, valid=None) -> tuple[Batch,
     origins = np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
     for each in flat:
         each.setflags(write=False)
-    return Batch(*flat, origins), plan
+    return Batch(tuple(flat[:2]), flat[2], origins), plan
 
 
 def predict_whole(runner, from_pixels, to_pixels, valid=None) -> np.ndarray:
     """Class values (y, x) of a whole pair, tile by tile."""
     batch, plan = tiles_of(from_pixels, to_pixels, runner.tile, valid)
-    cores = [
-        crop_to_core(runner.predict(Batch(*(each[i : i + 1] for each in vars(batch).values()))), runner.tile)[0]
-        for i in range(len(batch.origins))
+    alone = [
+        Batch(tuple(image[at] for image in batch.images), batch.valid[at], batch.origins[at])
+        for at in (slice(i, i + 1) for i in range(len(batch.origins)))
     ]
+    cores = [crop_to_core(runner.predict(each), runner.tile)[0] for each in alone]
     (height, width), (stride_y, stride_x) = plan.block_yx, runner.tile.stride_yx
     grid = np.array(cores).reshape(height // stride_y, width // stride_x, stride_y, stride_x)
     return grid.swapaxes(1, 2).reshape(height, width)[: plan.shape_yx[0], : plan.shape_yx[1]]
@@ -81,7 +82,7 @@ def one_tile(runner, value=0, bands=3, dtype="uint8") -> Batch:
     """A batch of one tile where the to raster is 1 higher than the from raster."""
     pixels = np.full((1, bands, *runner.tile.size_yx), value, dtype)
     valid = np.ones((1, *runner.tile.size_yx), bool)
-    return Batch(pixels, pixels + np.array(1, dtype), valid, np.array([[160, 480]]))
+    return Batch((pixels, pixels + np.array(1, dtype)), valid, np.array([[160, 480]]))
 
 
 def box_difference(from_pixels, to_pixels, threshold=900) -> np.ndarray:
