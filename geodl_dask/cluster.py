@@ -3,43 +3,69 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
+from collections.abc import Sequence
 
 from dask.system import CPU_COUNT
 from distributed import Client, Worker, WorkerPlugin
 
 from .errors import RequestError
 
+GPU_WORKER_THREADS = 3
+"""Of a worker with a GPU: one that predicts, and others that read and write meanwhile."""
 
-def connect(cluster: str = "local", *, workers: int | None = None) -> Client:
+
+def connect(cluster: str = "local", *, workers: int | None = None, gpus: Sequence[str] = ()) -> Client:
     """A Dask client to compute on; close it, or use it in a ``with`` statement.
 
     cluster : ``"local"``, or the address of a scheduler that runs.
     workers : local worker processes, which share the cores; None computes in this process, which needs no
         start-up and no second copy of the model. A scheduler that runs has its own.
+    gpus : GPUs as `geodl_dask.devices.visible_gpus` names them: one local worker process for each, which sees no other.
     Raises RequestError for what is no cluster or cannot be reached, or fewer workers than one.
     """
     if cluster != "local":
         if "://" not in cluster:
             raise RequestError(f"cluster is {cluster!r}; local or a scheduler's address (tcp://host:port) is needed.")
-        if workers is not None:
-            raise RequestError(f"workers is {workers}; the scheduler at {cluster} has its own. Leave it out.")
+        if workers is not None or gpus:
+            raise RequestError(f"The scheduler at {cluster} has its own workers and GPUs. Leave workers and gpus out.")
         try:
             return Client(cluster)
         except (OSError, ValueError) as error:
             raise RequestError(f"No Dask scheduler can be reached at {cluster}: {error}. Does it run?") from error
     if workers is not None and workers < 1:
         raise RequestError(f"workers is {workers}; at least 1 is needed.")
-    count = workers or 1
+    if gpus and workers is not None:
+        raise RequestError(f"workers is {workers}, and {len(gpus)} GPUs have a worker each. Leave workers out.")
+    count = len(gpus) or workers or 1
+    has_processes = bool(gpus) or workers is not None
     client = Client(
         n_workers=count,
-        threads_per_worker=max(1, CPU_COUNT // count),
-        processes=workers is not None,
-        dashboard_address="127.0.0.1:0" if importlib.util.find_spec("bokeh") else None,
+        threads_per_worker=GPU_WORKER_THREADS if gpus else max(1, CPU_COUNT // count),
+        processes=has_processes,
+        # Without an address distributed takes port 8787, and warns where that is in use.
+        dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": bool(importlib.util.find_spec("bokeh"))},
     )
-    if workers is not None:
+    if has_processes:
         client.register_plugin(_InterruptsAreForTheClient())
+    if gpus:
+        client.register_plugin(_OneGpuEach(tuple(gpus)))
     return client
+
+
+class _OneGpuEach(WorkerPlugin):
+    """Each worker process sees the GPU of its number alone; set before torch, which reads it once, is used."""
+
+    name = "one-gpu-each"
+
+    def __init__(self, gpus: tuple[str, ...]) -> None:
+        self.gpus = gpus
+
+    def setup(self, worker: Worker) -> None:
+        """Runs in a worker process, a replacement for a lost one too."""
+        os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[int(worker.name)]
 
 
 class _InterruptsAreForTheClient(WorkerPlugin):

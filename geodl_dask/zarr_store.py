@@ -80,11 +80,10 @@ def _create(change: xr.DataArray, store: Path, block_yx: tuple[int, int]) -> Non
     variable.attrs = dict(change.attrs)
     # GDAL's Zarr driver reads the CRS from here; CF readers follow grid_mapping to spatial_ref.
     variable.attrs["_CRS"] = {"wkt": grid.crs.to_wkt()}
-    nodata = variable.attrs.pop("_FillValue", table.nodata if table else 0)
-    encoding = {
-        "chunks": block_yx, "write_empty_chunks": True, "grid_mapping": "spatial_ref", "_FillValue": nodata,
-        "fill_value": nodata,
-    }  # fmt: skip
+    nodata = variable.attrs.pop("_FillValue", table.nodata if table else None)
+    encoding = {"chunks": block_yx, "write_empty_chunks": True, "grid_mapping": "spatial_ref"}
+    if nodata is not None:
+        encoding |= {"_FillValue": nodata, "fill_value": nodata}
     with warnings.catch_warnings():
         # Zarr 3's specification has no word on consolidated metadata yet, and xarray warns where it is missing.
         warnings.filterwarnings("ignore", "Consolidated metadata")

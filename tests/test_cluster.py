@@ -6,6 +6,7 @@ import importlib.util
 import os
 import signal
 import socket
+import time
 
 import dask
 import pytest
@@ -13,7 +14,7 @@ from dask.system import CPU_COUNT
 from distributed import LocalCluster
 
 import geodl_dask as gd
-from geodl_dask.cluster import dashboard_of
+from geodl_dask.cluster import connect, dashboard_of
 from geodl_dask.errors import RequestError
 
 HAS_BOKEH = importlib.util.find_spec("bokeh") is not None
@@ -75,7 +76,7 @@ def test_dashboard_is_told_and_answers():
         ("local", -3, "workers is -3; at least 1"),
         ("slrum", None, "cluster is 'slrum'; local or a scheduler's address"),
         ("127.0.0.1:8786", None, "cluster is '127.0.0.1:8786'; local or a scheduler's address"),
-        ("tcp://127.0.0.1:8786", 2, "workers is 2; the scheduler at tcp://127.0.0.1:8786 has its own"),
+        ("tcp://127.0.0.1:8786", 2, "scheduler at tcp://127.0.0.1:8786 has its own workers"),
     ],
 )
 def test_what_is_no_cluster_is_refused(cluster, workers, says):
@@ -92,3 +93,21 @@ def test_scheduler_that_does_not_answer_is_named():
             pytest.raises(RequestError, match=f"No Dask scheduler can be reached at {address}"),
         ):
             gd.connect(address)
+
+
+def test_each_gpu_gets_a_worker_that_sees_no_other():
+    # No GPU here: what each worker would let torch see is all that can be shown.
+    with connect("local", gpus=("3", "GPU-abc")) as client:
+        seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
+        assert sorted(seen.values()) == ["3", "GPU-abc"]
+        victim = next(iter(seen))
+        pid = client.run(os.getpid, workers=[victim])[victim]
+        os.kill(pid, signal.SIGKILL)
+        while victim in (workers := client.scheduler_info()["workers"]) or len(workers) < 2:
+            time.sleep(0.1)
+        assert sorted(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == ["3", "GPU-abc"]
+
+
+def test_gpus_and_a_number_of_workers_contradict_each_other():
+    with pytest.raises(RequestError, match="2 GPUs have a worker each"):
+        connect("local", workers=3, gpus=("0", "1"))
