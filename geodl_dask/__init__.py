@@ -13,21 +13,37 @@ __version__ = version("geodl_dask")
 
 _HOMES = {
     "GeodlError": ".errors",
+    "classify_raster": ".change",
     "connect": ".cluster",
+    "deep_learning_model_to_ecd": ".ecd",
     "detect_change": ".change",
     "load_definition": ".definition",
+    "model_info": ".inspection",
     "write_cog": ".cog",
     "write_zarr": ".zarr_store",
 }
 
-__all__ = ["GeodlError", "__version__", "connect", "detect_change", "load_definition", "write_cog", "write_zarr"]
+__all__ = [
+    "GeodlError",
+    "__version__",
+    "classify_raster",
+    "connect",
+    "deep_learning_model_to_ecd",
+    "detect_change",
+    "load_definition",
+    "model_info",
+    "write_cog",
+    "write_zarr",
+]
 
 if TYPE_CHECKING:
-    from .change import detect_change
+    from .change import classify_raster, detect_change
     from .cluster import connect
     from .cog import write_cog
     from .definition import load_definition
+    from .ecd import deep_learning_model_to_ecd
     from .errors import GeodlError
+    from .inspection import model_info
     from .zarr_store import write_zarr
 
 

@@ -11,6 +11,9 @@ import numpy as np
 
 from .errors import ModelDefinitionError
 
+UNLISTED = (128, 128, 128)
+"""Colour of values that a model's own function gives and its definition does not list."""
+
 
 @dataclass(frozen=True)
 class ModelClass:
@@ -96,6 +99,11 @@ class ClassTable:
             )
         return above, next((value for value in self.values if value != above), 0)
 
+    def with_unlisted(self, values: Iterable[int]) -> ClassTable:
+        """This table and, in grey and named as such, those of ``values`` that it does not list."""
+        unlisted = sorted(set(values) - set(self.values))
+        return ClassTable((*self.classes, *(ModelClass(value, f"{value} (unlisted)", UNLISTED) for value in unlisted)))
+
     def to_attrs(self) -> dict[str, Any]:
         """CF flag attributes (CF conventions 3.5) plus ``flag_colors`` and the names unaltered."""
         return {
@@ -123,3 +131,11 @@ class ClassTable:
 
     def _pairs(self) -> Iterable[tuple[int, str]]:
         return zip(self.values, self.names, strict=True)
+
+
+def list_values(attrs: Mapping[str, Any], values: Iterable[int]) -> dict[str, Any]:
+    """Attributes of a classified raster whose class table lists all of ``values``, but nodata; others as they are."""
+    table = ClassTable.from_attrs(attrs)
+    if table is None:
+        return dict(attrs)
+    return {**attrs, **table.with_unlisted(value for value in values if value != attrs.get("_FillValue")).to_attrs()}

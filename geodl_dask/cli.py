@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +23,14 @@ from rich.table import Table
 from rich.text import Text
 
 from . import __version__
-from .errors import GeodlError, OutputExistsError, RequestError
+from .ecd import EcdError
+from .errors import DeviceError, GeodlError, OutputExistsError, RequestError
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from .classes import ModelClass
+    from .inspection import ModelFile, ModelInfo
     from .outputs import Written
 
 STATUS_FAILED, STATUS_ASKED_WRONGLY, STATUS_STOPPED = 1, 2, 130
@@ -59,52 +65,141 @@ def _verbosity(command: Any) -> Any:
     return click.option("-v", "--verbose", count=True, help="Log what happens; twice for every detail.")(quiet(command))
 
 
+def _run_options(command: Any) -> Any:
+    """The options of every command that runs a model over rasters."""
+    options = (
+        click.option("--arguments", metavar="TEXT", help='Model arguments, such as "padding 64;batch_size 16".'),
+        click.option("--trust-code", is_flag=True, help="The Python that the model brings may run, with your rights."),
+        click.option(
+            "--runner", type=click.Choice(["auto", "native", "raster-function"]), default="auto", show_default=True,
+            help="Who runs the model: its own raster function, or geodl-dask.",
+        ),
+        click.option(
+            "--processor-type", type=click.Choice(["auto", "cpu", "gpu"], case_sensitive=False), default="auto",
+            show_default=True, help="Where the model runs; auto takes the GPUs where there are some.",
+        ),
+        click.option("--gpu-id", type=click.IntRange(min=0), metavar="N", help="The one GPU to use; without it, all."),
+        click.option(
+            "--workers", type=click.IntRange(min=1), metavar="N",
+            help="Worker processes; without it, threads of this one, or one process for each of several GPUs.",
+        ),
+        click.option("--chunks", type=_Chunks(), default="auto", show_default=True, help="Side of a block, pixels."),
+        click.option("--overwrite", is_flag=True, help="Replace OUT once the new result is whole."),
+        _verbosity,
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @cli.command("detect-change")
 @click.argument("from_raster", metavar="FROM")
 @click.argument("to_raster", metavar="TO")
 @click.argument("output", metavar="OUT")
 @click.argument("model", metavar="MODEL")
-@click.option("--arguments", metavar="TEXT", help='Model arguments, such as "padding 64;batch_size 16".')
-@click.option("--trust-code", is_flag=True, help="The Python code that the model brings may run, with your rights.")
-@click.option(
-    "--runner", type=click.Choice(["auto", "native", "raster-function"]), default="auto", show_default=True,
-    help="Who runs the model: its own raster function, or geodl-dask.",
-)  # fmt: skip
-@click.option(
-    "--processor-type", type=click.Choice(["auto", "cpu", "gpu"], case_sensitive=False), default="auto",
-    show_default=True, help="Where the model runs; auto takes a GPU where there is one.",
-)  # fmt: skip
-@click.option(
-    "--workers", type=click.IntRange(min=1), metavar="N", help="Worker processes; without it, threads of this one."
-)
-@click.option("--chunks", type=_Chunks(), default="auto", show_default=True, help="Side of a block, pixels.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT once the new result is whole.")
-@_verbosity
-def detect_change_command(
-    from_raster: str, to_raster: str, output: str, model: str, workers: int | None, overwrite: bool, quiet: bool,
-    verbose: int, arguments: str | None, trust_code: bool, runner: str, processor_type: str, chunks: Any,
-) -> None:  # fmt: skip
+@_run_options
+def detect_change_command(from_raster: str, to_raster: str, output: str, model: str, **options: Any) -> None:
     """Classify what changed between the rasters FROM (earlier) and TO (later).
 
-    MODEL is a model definition (.emd), a deep learning package (.dlpk) or JSON text. OUT ending in .tif becomes a
-    Cloud-Optimized GeoTIFF, in .zarr a Zarr store.
+    MODEL is a model definition (.emd), a deep learning package (.dlpk), a classifier definition (.ecd) or JSON text.
+    OUT ending in .tif becomes a Cloud-Optimized GeoTIFF, in .zarr a Zarr store.
     """
-    with _manners(verbose):
+    with _manners(options["verbose"]):
         from .change import detect_change
 
+        _run(partial(detect_change, from_raster, to_raster, model), output, (from_raster, to_raster, model), **options)
+
+
+@cli.command("classify")
+@click.argument("raster", metavar="RASTER")
+@click.argument("output", metavar="OUT")
+@click.argument("model", metavar="MODEL")
+@_run_options
+def classify_command(raster: str, output: str, model: str, **options: Any) -> None:
+    """Classify each pixel of RASTER.
+
+    MODEL is a classifier definition (.ecd), a model definition (.emd), a deep learning package (.dlpk) or JSON text.
+    OUT ending in .tif becomes a Cloud-Optimized GeoTIFF, in .zarr a Zarr store.
+    """
+    with _manners(options["verbose"]):
+        from .change import classify_raster
+
+        _run(partial(classify_raster, raster, model), output, (raster, model), **options)
+
+
+def _run(
+    plan: Callable[..., xr.DataArray], output: str, inputs: tuple[str, ...], *, workers: int | None, gpu_id: int | None,
+    overwrite: bool, quiet: bool, verbose: int, processor_type: str, **keywords: Any,
+) -> None:  # fmt: skip
+    """Plan, compute, write, sum up. ``plan`` takes the processor and ``keywords``."""
+    started = time.perf_counter()
+    write = _writer_of(output, overwrite=overwrite)
+    _refuse_input_as_output(output, *inputs)
+    with err.status("Opening the model and the rasters") if not quiet else nullcontext():
+        gpus = _gpus(processor_type, gpu_id, workers)
+        result = plan(processor=processor_type, **keywords)
+    _log_plan(result)
+    with _client(workers, gpus, quiet=quiet):
+        written = _write_showing_progress(write, result, output, overwrite=overwrite, quiet=quiet)
+    if not quiet:
+        _print_summary(result, written, time.perf_counter() - started)
+
+
+def _gpus(processor_type: str, gpu_id: int | None, workers: int | None) -> tuple[str, ...]:
+    """The GPUs that get a worker process each; none where this process runs the model, or workers are asked for."""
+    from .devices import bind_gpu, visible_gpus
+
+    if gpu_id is not None:
+        if processor_type == "cpu":
+            raise DeviceError(f"GPU {gpu_id} and the processor type cpu were asked for. Leave one out.")
+        bind_gpu(gpu_id)
+    if processor_type == "cpu" or gpu_id is not None or workers is not None:
+        return ()
+    gpus = visible_gpus()
+    return gpus if len(gpus) > 1 else ()
+
+
+@cli.command("model-info")
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--trust-code", is_flag=True, help="The model's raster function may run, to say which arguments it takes."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def model_info_command(model: str, trust_code: bool, as_json: bool) -> None:
+    """Say what MODEL is, and which arguments it takes. Runs none of its code unless told that it may."""
+    with _manners(0):
+        from .inspection import model_info
+
+        info = model_info(model, trust_code=trust_code)
+        if as_json:
+            click.echo(json.dumps(asdict(info), indent=2))
+        else:
+            _print_model(info)
+
+
+@cli.command("model-to-ecd")
+@click.argument("model_file", metavar="MODEL_FILE")
+@click.argument("class_info", metavar="CLASS_INFO.json")
+@click.argument("output", metavar="OUT.ecd")
+@click.option("--reference", is_flag=True, help="Name the model's place instead of carrying the model.")
+@click.option("--emd", is_flag=True, help="Write an equivalent model definition (.emd) beside OUT.ecd.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.ecd once the new one is whole.")
+def model_to_ecd_command(
+    model_file: str, class_info: str, output: str, reference: bool, emd: bool, overwrite: bool
+) -> None:
+    """Put MODEL_FILE, of any framework, and the description of its classes into an Esri classifier definition."""
+    with _manners(0):
+        from .ecd import deep_learning_model_to_ecd
+
         started = time.perf_counter()
-        write = _writer_of(output, overwrite=overwrite)
-        _refuse_input_as_output(output, from_raster, to_raster, model)
-        with err.status("Opening the model and the rasters") if not quiet else _nothing():
-            change = detect_change(
-                from_raster, to_raster, model, arguments=arguments, trust_code=trust_code, runner=runner,  # type: ignore[arg-type]
-                processor=processor_type, chunks=chunks,  # type: ignore[arg-type]
-            )  # fmt: skip
-        _log_plan(change)
-        with _client(workers, quiet=quiet):
-            written = _write_showing_progress(write, change, output, overwrite=overwrite, quiet=quiet)
-        if not quiet:
-            _print_summary(change, written, time.perf_counter() - started)
+        ecd = deep_learning_model_to_ecd(
+            model_file, class_info, output, reference=reference, emd=emd, overwrite=overwrite
+        )
+        size = ecd.path.stat().st_size
+        out.print(
+            f"{ecd.path}: {ecd.classifier} model {ecd.model_name}, {len(ecd.classes)} classes, {size:,} bytes in "
+            f"{time.perf_counter() - started:.1f} s"
+        )
 
 
 @cli.command("demo")
@@ -120,11 +215,11 @@ def demo_command(folder: Path, overwrite: bool, quiet: bool, verbose: int) -> No
         from .demo import compare_with_truth, prepare_demo, save_demo_picture
 
         started = time.perf_counter()
-        with err.status("Rendering two aerial images") if not quiet else _nothing():
+        with err.status("Rendering two aerial images") if not quiet else nullcontext():
             demo = prepare_demo(folder, overwrite=overwrite)
             change = demo.detect_change()
         _log_plan(change)
-        with _client(None, quiet=quiet):
+        with _client(None, (), quiet=quiet):
             for output in (demo.cog, demo.zarr):
                 write = _writer_of(str(output), overwrite=overwrite)
                 written = _write_showing_progress(write, change, str(output), overwrite=overwrite, quiet=quiet)
@@ -153,28 +248,25 @@ def _manners(verbose: int) -> Iterator[None]:
         spoken = ("critical", "warning", "info")[min(verbose, 2)]
         dask.config.set({"logging": {"distributed": spoken}})
         os.environ["DASK_LOGGING__DISTRIBUTED"] = spoken  # for worker processes
+    if verbose < 2:  # it would print an interrupt's traceback
+        logging.getLogger("tornado").setLevel(logging.CRITICAL)
     try:
         yield
-    except GeodlError as error:
+    except (GeodlError, EcdError) as error:
         if verbose:
             err.print_exception()
         err.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
-        sys.exit(STATUS_ASKED_WRONGLY if isinstance(error, RequestError) else STATUS_FAILED)
+        sys.exit(STATUS_ASKED_WRONGLY if isinstance(error, RequestError | EcdError) else STATUS_FAILED)
     except KeyboardInterrupt:
         err.print("Stopped. Nothing stands under the output's name that is not whole.")
         sys.exit(STATUS_STOPPED)
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def _client(workers: int | None, *, quiet: bool) -> Iterator[None]:
+def _client(workers: int | None, gpus: tuple[str, ...], *, quiet: bool) -> Iterator[None]:
     from .cluster import connect, dashboard_of
 
-    with connect("local", workers=workers) as client:
+    with connect("local", workers=workers, gpus=gpus) as client:
         dashboard = dashboard_of(client)
         if dashboard and not quiet:
             err.print(f"Dask dashboard: {dashboard}")
@@ -236,9 +328,50 @@ def _print_summary(change: xr.DataArray, written: Written, seconds: float) -> No
 
     table = Table("", "value", "class", "area", "share", box=None, pad_edge=False)
     for area in class_areas(change, written.pixels):
-        color = "rgb({},{},{})".format(*area.model_class.color)
         size = f"{area.pixels:,} px" if area.hectares is None else f"{area.hectares:,.2f} ha"
-        table.add_row(Text("██", color), str(area.model_class.value), area.model_class.name, size, f"{area.share:.2%}")
+        table.add_row(
+            _swatch(area.model_class), str(area.model_class.value), area.model_class.name, size, f"{area.share:.2%}"
+        )
     out.print(table)
     height, width = change.shape
     out.print(f"{written.path}: {width:,} x {height:,} pixels in {seconds:.1f} s")
+
+
+def _print_model(info: ModelInfo) -> None:
+    tile = " x ".join(map(str, info.tile_yx)) + " pixels" if info.tile_yx else "not said"
+    bands = ", ".join(map(str, info.extract_bands)) if info.extract_bands else "all"
+    needs = "its own raster function, which runs only with --trust-code" if info.carries_code else "geodl-dask"
+    rows = {
+        "Model": f"{info.name} ({info.source})",
+        "Type": info.model_type or "not said",
+        "Framework": info.framework or "not said",
+        "Run by": needs,
+        "Tile": tile,
+        "Bands": f"{bands} of the stack, from 0",
+        **{file.key: _describe_file(file) for file in info.files},
+        "Digest": info.digest,
+    }
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    for name, text in rows.items():
+        facts.add_row(name, Text(text))
+    classes = Table("", "value", "class", box=None, pad_edge=False)
+    for each in info.classes:
+        classes.add_row(_swatch(each), str(each.value), Text(each.name))
+    arguments = Table("argument", "default", "allowed", "what it is", box=None, pad_edge=False)
+    for parameter in info.arguments:
+        allowed = " to ".join(parameter.domain) if parameter.is_number else ", ".join(parameter.domain)
+        texts = parameter.name, parameter.default or "", allowed, parameter.description or parameter.display_name
+        arguments.add_row(*map(Text, texts))
+    out.print(facts, "", classes, "", *((arguments,) if info.arguments else ("It takes no arguments that are known.",)))
+    if not info.arguments_are_all:
+        out.print("Which arguments its raster function takes is seen with --trust-code, which runs it.")
+
+
+def _describe_file(file: ModelFile) -> str:
+    if file.path is None:
+        return f"{file.written} (not found)"
+    return file.path if file.size_bytes is None else f"{file.path} ({file.size_bytes:,} bytes)"
+
+
+def _swatch(model_class: ModelClass) -> Text:
+    return Text("██", "rgb({},{},{})".format(*model_class.color))

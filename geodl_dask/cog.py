@@ -23,7 +23,7 @@ from rasterio.dtypes import dtype_rev
 from rasterio.enums import Resampling
 
 from .blocks import Index, Progress, regular_blocks, store_blocks
-from .classes import ClassTable
+from .classes import ClassTable, list_values
 from .errors import OutputError, RunError
 from .outputs import Written, check_output, growing_output, publish
 
@@ -92,7 +92,7 @@ def write_cog(
         parts = GeoTiffParts(str(partial), grid.transform, (blocks.chunks[0][0], blocks.chunks[1][0]))
         pixels = store_blocks(blocks, parts, progress)
         mosaic = partial / "parts.vrt"
-        mosaic.write_text(_mosaic(blocks, parts, grid, change.attrs), encoding="utf-8")
+        mosaic.write_text(_mosaic(blocks, parts, grid, list_values(change.attrs, pixels)), encoding="utf-8")
         finished = partial / "finished.tif"
         try:
             _translate(mosaic, finished)
@@ -120,7 +120,7 @@ def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str
     for key, value in attrs.items():
         ET.SubElement(metadata, "MDI", key=key).text = value if isinstance(value, str) else json.dumps(value)
     band = ET.SubElement(dataset, "VRTRasterBand", dataType=_gdal_type(blocks.dtype), band="1")
-    ET.SubElement(band, "Description").text = "change"
+    ET.SubElement(band, "Description").text = attrs.get("long_name", "change")
     if "_FillValue" in attrs:
         ET.SubElement(band, "NoDataValue").text = str(attrs["_FillValue"])
     _add_palette(band, ClassTable.from_attrs(attrs), blocks.dtype)

@@ -1,4 +1,4 @@
-"""Reads ``.emd``, JSON text or ``.dlpk`` into one frozen ``ModelDefinition``; every quirk of Esri's file ends here.
+"""Reads ``.emd``, JSON text, ``.dlpk`` or ``.ecd`` into one frozen ``ModelDefinition``; quirks of Esri's file end here.
 
 Loading runs none of the model's code and unpickles nothing.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from .classes import ClassTable, ModelClass
+from .ecd_package import open_ecd
 from .emd import (
     BACKSLASH_HINT,
     LONGEST_TEXT_BYTES,
@@ -40,8 +41,7 @@ MOST_MODEL_FILES = 1000
 LARGEST_TILE_PX = 65_536
 DEEPEST_FUNCTION = 16
 _PATH_KEYS = {"ModelFile", "InferenceFunction", "ModelFiles"}
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-_PALETTE = (0xE69F00, 0x56B4E9, 0x009E73, 0xF0E442, 0x0072B2, 0xD55E00, 0xCC79A7)
+_PALETTE = (0xE69F00, 0x56B4E9, 0x009E73, 0xF0E442, 0x0072B2, 0xD55E00, 0xCC79A7)  # Okabe and Ito
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class ModelDefinition:
 
 
 def load_definition(model: str | os.PathLike[str]) -> ModelDefinition:
-    """Read the definition from an ``.emd`` file, JSON text, a ``.dlpk`` package or a folder with one ``.emd``.
+    """Read the definition from an ``.emd``, ``.dlpk`` or ``.ecd`` file, JSON text or a folder with one ``.emd``.
 
     The files that it names need not exist; whoever loads them complains. Raises ModelDefinitionError or
     ModelPackageError, and MissingDependencyError for a 7-Zip package without py7zr.
@@ -169,6 +169,9 @@ def _locate(path: Path, source: str) -> tuple[Path, Path | None]:
         return find_definition(path), None
     if not path.is_file():
         raise ModelDefinitionError(f"{source} is not there; the path of an .emd or .dlpk is needed.")
+    if path.suffix.lower() == ".ecd":
+        emd = open_ecd(path)
+        return emd, emd.parent
     if not is_package(path):
         return path, None
     package = open_package(path)

@@ -27,14 +27,15 @@ class ClassArea:
 
 
 def class_areas(change: xr.DataArray, pixels: dict[int, int]) -> tuple[ClassArea, ...]:
-    """Area per class, in the order of the class table, from pixel counts by value.
+    """Area per class, in the order of the class table, unlisted values after it, from pixel counts by value.
 
     change : the raster that was written. pixels : `Written.pixels`. Raises ValueError for a raster without class table.
     """
     table = ClassTable.from_attrs(change.attrs)
     if table is None:
         raise ValueError("The raster has no class table in its attributes (flag_values, flag_colors, class_names).")
-    observed = sum(count for value, count in pixels.items() if value != change.attrs.get("_FillValue"))
+    counts = {value: count for value, count in pixels.items() if value != change.attrs.get("_FillValue")}
+    observed = sum(counts.values())
     hectares = _hectares_per_pixel(change.odc.geobox)
     return tuple(
         ClassArea(
@@ -43,7 +44,7 @@ def class_areas(change: xr.DataArray, pixels: dict[int, int]) -> tuple[ClassArea
             pixels.get(each.value, 0) / observed if observed else 0.0,
             None if hectares is None else pixels.get(each.value, 0) * hectares,
         )
-        for each in table.classes
+        for each in table.with_unlisted(counts).classes
     )
 
 

@@ -7,6 +7,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -14,11 +15,9 @@ import zarr
 from odc.geo.geobox import GeoBox
 
 from .blocks import Index, Progress, regular_blocks, store_blocks
-from .classes import ClassTable
+from .classes import ClassTable, list_values
 from .errors import OutputError
 from .outputs import Written, check_output, growing_output, publish
-
-VARIABLE = "change"
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ def write_zarr(
 ) -> Written:
     """Compute a change raster block by block into a Zarr (version 3) store.
 
-    change : (y, x) integers as `detect_change` gives it. The store holds the variable ``change`` with class
-    table, nodata and provenance as attributes, coordinates, and the CRS in ``spatial_ref`` (CF) and for GDAL.
+    change : (y, x) integers as `detect_change` gives it. The store holds it under its name, with class table, nodata
+    and provenance as attributes, coordinates, and the CRS in ``spatial_ref`` (CF) and for GDAL.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
     Raises OutputError, OutputExistsError or BlockFailedError; what was there before stays until the new one is whole.
     """
@@ -63,8 +62,10 @@ def write_zarr(
     block_yx = (blocks.chunks[0][0], blocks.chunks[1][0])
     with growing_output(out) as partial:
         store = partial / out.name
-        _create(change.copy(data=blocks), store, block_yx)
-        pixels = store_blocks(blocks, ZarrBlocks(str(store / VARIABLE), block_yx), progress)
+        name = str(change.name or "change")
+        _create(change.copy(data=blocks).rename(name), store, block_yx)
+        pixels = store_blocks(blocks, ZarrBlocks(str(store / name), block_yx), progress)
+        _list_found(store, name, list_values(change.attrs, pixels))
         publish(store, out)
     return Written(out, time.perf_counter() - started, pixels)
 
@@ -87,6 +88,16 @@ def _create(change: xr.DataArray, store: Path, block_yx: tuple[int, int]) -> Non
     with warnings.catch_warnings():
         # Zarr 3's specification has no word on consolidated metadata yet, and xarray warns where it is missing.
         warnings.filterwarnings("ignore", "Consolidated metadata")
-        variable.to_dataset(name=VARIABLE).to_zarr(
-            store, compute=False, zarr_format=3, consolidated=True, encoding={VARIABLE: encoding}
+        variable.to_dataset().to_zarr(
+            store, compute=False, zarr_format=3, consolidated=True, encoding={variable.name: encoding}
         )
+
+
+def _list_found(store: Path, name: str, attrs: dict[str, Any]) -> None:
+    """Bring the class table up to what was found."""
+    group = zarr.open_group(store, mode="r+", use_consolidated=False)
+    if any(group[name].attrs.get(key) != value for key, value in attrs.items() if key != "_FillValue"):
+        group[name].attrs.update({key: value for key, value in attrs.items() if key != "_FillValue"})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Consolidated metadata")
+            zarr.consolidate_metadata(store)

@@ -76,14 +76,6 @@ def inputs(tmp_path_factory, pair, models, pixels) -> dict[str, str]:
         "five-bands": str(write_raster(folder / "five_bands.tif", np.concatenate([pixels[0], pixels[1][:2]]))),
         "code": str(write_definition(folder / "code.emd", InferenceFunction="function.py")),
         "broken": str(folder / "broken.emd"),
-        "no-size": str(
-            write_definition(
-                folder / "no_size.emd",
-                ImageHeight=None,
-                ImageWidth=None,
-                ModelFile=str(models["pt"].with_name("toy.pt")),
-            )
-        ),
         "folder": str(folder),
     }
 
@@ -140,7 +132,6 @@ ASKED_WRONGLY = {
     "missing model": ({"model": "nowhere.emd"}, (), "nowhere.emd"),
     "broken .emd": ({"model": "broken"}, (), "broken.emd"),
     "broken JSON text": ({"model": '{"ImageHeight": 16,'}, (), "JSON"),
-    "model without tile size": ({"model": "no-size"}, (), "no ImageHeight and ImageWidth"),
     "chunks of nothing": ({}, ("--chunks", "0"), "chunks"),
     "chunks of no number": ({}, ("--chunks", "big"), "'big' is neither a number of pixels nor auto"),
     "no workers": ({}, ("--workers", "0"), "0 is not in the range"),

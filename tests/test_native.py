@@ -175,7 +175,6 @@ def test_a_network_with_a_fixed_batch_axis_is_given_just_that(tmp_path):
         ({"arguments": {"padding": "1"}, "ModelPadding": 2}, ModelArgumentError, "padding"),
         ({"bands": 4, "network_bands": 6, "ExtractBands": [0, 1, 2, 3, 4, 5]}, BandCountError, "takes 3 of each date"),
         ({"ExtractBands": [0, 1, 9]}, BandCountError, "10 in the stack"),
-        ({"ImageHeight": None, "ImageWidth": None}, ModelDefinitionError, "ImageHeight"),
         ({"ModelPadding": 2}, ModelFileError, r"answered with shape \(4, 2, 16, 16\)"),
         ({"Classes": [*CLASSES, {"Value": 9, "Name": "x", "Color": [0, 0, 0]}]}, ModelFileError, "2 scores per pixel"),
         ({"GeodlDask": {"input": "pair"}}, ModelFileError, "does not take"),
@@ -199,6 +198,16 @@ def test_a_file_that_is_no_network_is_refused(load, tmp_path):
         (tmp_path / f"network.{suffix}").write_bytes(b"not a network" * 9)
         with pytest.raises(ModelFileError, match="cannot be loaded"):
             load(None, suffix=suffix)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the exporter warns of itself
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_tile_that_nobody_states_is_the_networks_or_256(load, tmp_path):
+    nobody = {"ImageHeight": None, "ImageWidth": None, "Padding": None}
+    assert load(ToyNetwork(), **nobody).tile == TileSpec((256, 256), 64)
+    torch.onnx.export(ToyNetwork().eval(), (torch.zeros(1, 6, 24, 32),), tmp_path / "network.onnx", verbose=False)
+    runner = load(None, suffix="onnx", **nobody)
+    assert (runner.tile, runner.batch_size) == (TileSpec((24, 32), 6), 1)
 
 
 def test_an_index_without_a_class_is_refused(load):

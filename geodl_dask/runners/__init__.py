@@ -8,11 +8,13 @@ library and is imported only when a model needs it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from ..definition import ModelDefinition
+from ..ecd import sniff_model
 from ..errors import ModelDefinitionError, UntrustedCodeError
 from ..tiling import TileSpec
 
@@ -160,12 +162,14 @@ def load_runner(spec: RunnerSpec) -> Runner:
         return RasterFunctionRunner(spec)
     from .native import NativeRunner
 
-    suffix = (spec.definition.model_file or "").lower().rpartition(".")[2]
-    if suffix == "onnx":
+    path = Path(spec.definition.model_file or "")
+    suffix = path.suffix.lower()
+    # An .ecd may carry a model under any name.
+    if suffix == ".onnx" or (suffix not in (".pt", ".pt2") and path.is_file() and sniff_model(path) == "ONNX"):
         from .onnx import OnnxNetwork
 
         return NativeRunner(spec, OnnxNetwork(spec))
-    if suffix in ("pt", "pt2"):
+    if suffix in (".pt", ".pt2"):
         from .pytorch import TorchNetwork
 
         return NativeRunner(spec, TorchNetwork(spec))

@@ -14,6 +14,10 @@ from ..tiling import TileSpec
 from . import Batch, Parameter, RunnerSpec
 
 DEFAULT_BATCH_SIZE = 4
+DEFAULT_TILE_PX = 256
+"""Height and width of a tile where neither definition nor network says."""
+PADDING_SHARE = 4
+"""The default padding is this part of a tile, as in ArcGIS."""
 
 
 class Network(Protocol):
@@ -21,6 +25,8 @@ class Network(Protocol):
 
     batch_size: int | None
     """The batch axis's fixed length; None where any length will do."""
+    tile_yx: tuple[int, int] | None
+    """The fixed height and width of its input, pixels; None where several will do."""
 
     def __call__(self, *inputs: np.ndarray) -> np.ndarray:
         """inputs : one (stack) or two (pair) float32 arrays (tile, band, y, x). Returns (tile, ..., y, x)."""
@@ -46,7 +52,8 @@ class NativeRunner:
         self._normalisation = _normalisation(spec, len(self._bands))
         self._class_count = len(definition.classes.classes)
         self._source = definition.source
-        self.tile = TileSpec(_tile_yx(definition), _padding(definition, given))
+        size_yx = definition.tile_yx or network.tile_yx or (DEFAULT_TILE_PX, DEFAULT_TILE_PX)
+        self.tile = TileSpec(size_yx, _padding(definition, given, size_yx))
         wanted = integer_argument(given, "batch_size", definition.batch_size or DEFAULT_BATCH_SIZE, 1)
         self.batch_size = network.batch_size or wanted
         # One GPU has one lane; CPU networks run one thread each, so several blocks may be under way.
@@ -109,26 +116,17 @@ def describe_parameters(definition: ModelDefinition) -> tuple[Parameter, ...]:
     known = [Parameter("batch_size", "numeric", batch_size, "Batch size", "Tiles per call of the network.", ())]
     if definition.model_padding is None:
         what = "Pixels cut from each side of a tile's prediction."
-        known.insert(0, Parameter("padding", "numeric", str(_default_padding(definition)), "Padding", what, ()))
+        tile = definition.tile_yx
+        default = definition.padding if definition.padding is not None else tile and min(tile) // PADDING_SHARE
+        known.insert(0, Parameter("padding", "numeric", None if default is None else str(default), "Padding", what, ()))
     return tuple(known)
 
 
-def _tile_yx(definition: ModelDefinition) -> tuple[int, int]:
-    if definition.tile_yx is None:
-        raise ModelDefinitionError(
-            f"{definition.source} has no ImageHeight and ImageWidth, the size of the model's tile."
-        )
-    return definition.tile_yx
-
-
-def _padding(definition: ModelDefinition, given: dict[str, str]) -> int:
+def _padding(definition: ModelDefinition, given: dict[str, str], size_yx: tuple[int, int]) -> int:
     if definition.model_padding is not None:
         return definition.model_padding
-    return integer_argument(given, "padding", _default_padding(definition), 0)
-
-
-def _default_padding(definition: ModelDefinition) -> int:
-    return definition.padding if definition.padding is not None else _tile_yx(definition)[0] // 4
+    default = definition.padding if definition.padding is not None else min(size_yx) // PADDING_SHARE
+    return integer_argument(given, "padding", default, 0)
 
 
 def _stacked_bands(spec: RunnerSpec) -> tuple[int, ...]:

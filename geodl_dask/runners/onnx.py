@@ -35,8 +35,9 @@ class OnnxNetwork:
                 f"{path} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}"
             ) from error
         self._inputs = [each.name for each in self._session.get_inputs()]
-        first = self._session.get_inputs()[0].shape[0]
-        self.batch_size = first if isinstance(first, int) else None
+        shape = [length if isinstance(length, int) else None for length in self._session.get_inputs()[0].shape]
+        self.batch_size = shape[0]
+        self.tile_yx = (shape[2], shape[3]) if len(shape) == 4 and shape[2] and shape[3] else None
 
     def __call__(self, *inputs: np.ndarray) -> np.ndarray:
         """float32 (tile, band, y, x) in, the network's first output out."""

@@ -23,6 +23,7 @@ class TorchNetwork:
         self._source = spec.definition.source
         self._device = torch.device(spec.device)
         self.batch_size: int | None = None
+        self.tile_yx: tuple[int, int] | None = None
         require_plain_network(path)
         try:
             self._module = self._load(path)
@@ -65,7 +66,9 @@ class TorchNetwork:
         program = _load_export(path)
         inputs = program.graph_signature.user_inputs
         meta = next(node.meta["val"] for node in program.graph.nodes if node.name == inputs[0])
-        self.batch_size = meta.shape[0] if isinstance(meta.shape[0], int) else None
+        count, *_, height, width = meta.shape
+        self.batch_size = count if isinstance(count, int) else None
+        self.tile_yx = (height, width) if isinstance(height, int) and isinstance(width, int) else None
         return program.module().to(self._device)
 
 
