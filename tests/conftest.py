@@ -86,6 +86,14 @@ def save_network(network: torch.nn.Module, path: Path, bands: int = 6, size: int
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """Nothing of the tests stays in the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GEODL_DASK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def toy_network() -> ToyNetwork:
     return ToyNetwork().eval()
