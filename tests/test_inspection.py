@@ -11,6 +11,14 @@ from raster_functions.hosting import write_model
 import geodl_dask as gd
 from geodl_dask.cli import cli
 
+FUNCTION = """
+class Function:
+    def getParameterInfo(self):
+        return []
+
+    def updatePixels(self, tlc, shape, props, **blocks):
+        pass
+"""
 WITNESS = "import pathlib\npathlib.Path({path!r}).write_text('ran')\n"
 
 
@@ -30,7 +38,7 @@ def package(tmp_path):
         archive.write(emd, "model.emd")
         archive.writestr("weights.pth", b"\x80\x02cos\nsystem\n")
         for name in ("Function.py", "__init__.py", "conftest.py", "sitecustomize.py", "json.py"):
-            archive.writestr(name, code + "class Function:\n    def getParameterInfo(self): return []\n    def updatePixels(self, *a, **b): pass\n")
+            archive.writestr(name, code + FUNCTION)
     return path
 
 
