@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from pathlib import Path
 
@@ -92,6 +93,17 @@ def cache_of_the_tests(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GEODL_DASK_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """The command line sets up logging for its own process; here that is everybody's."""
+    root, ours, tornado = (logging.getLogger(name) for name in (None, "geodl_dask", "tornado"))
+    handlers, levels = list(root.handlers), [each.level for each in (root, ours, tornado)]
+    yield
+    root.handlers[:] = handlers
+    for each, level in zip((root, ours, tornado), levels, strict=True):
+        each.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -322,9 +322,10 @@ def test_names_are_printed_as_they_are(inputs, models, pixels, tmp_path):
 def test_worker_processes_give_the_same_pixels(inputs, tmp_path):
     inside, outside = tmp_path / "inside.zarr", tmp_path / "outside.tif"
     assert detect(inputs, inside, "--chunks", "40").exit_code == 0
-    words = (inputs["from"], inputs["to"], str(outside), inputs["model"], "--chunks", "48", "--workers", "2")
-    done = run_command("detect-change", *words)
+    words = (inputs["from"], inputs["to"], str(outside), inputs["model"], "--chunks", "48", "--workers", "2", "-vv")
+    done = run_command("detect-change", *words, env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 0, done.stderr
+    assert len(set(re.findall(r"Register worker addr: +(tcp://\S+)", done.stderr))) == 2
     assert ESCAPE not in done.stdout + done.stderr
     np.testing.assert_array_equal(read(inside), read(outside))
 
