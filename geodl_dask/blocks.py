@@ -146,12 +146,15 @@ def _write_run(recipe: bytes, run: list[Index]) -> dict[int, int]:
     array, store = _recipe(recipe)
     pixels: Counter[int] = Counter()
     for index in run:
+        failure = None
         try:
             values = np.asarray(array.blocks[index].compute(scheduler="synchronous"))
             pixels.update(_write_block(store, index, values))
-        except Exception as error:  # whatever the model raises may not survive pickling; its text does
+        except Exception as error:
             log.debug("block %s failed", index, exc_info=True)
-            raise _failure(array, index, error) from error
+            failure = _failure(array, index, error)
+        if failure:  # out here without a cause, for not every error can be pickled on its way to the client
+            raise failure
     return dict(pixels)
 
 

@@ -257,6 +257,9 @@ def _manners(verbose: int) -> Iterator[None]:
             err.print_exception()
         err.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(STATUS_ASKED_WRONGLY if isinstance(error, RequestError | EcdError) else STATUS_FAILED)
+    except OSError as error:  # a full disk, a folder that is gone
+        err.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
+        sys.exit(STATUS_FAILED)
     except KeyboardInterrupt:
         err.print("Stopped. Nothing stands under the output's name that is not whole.")
         sys.exit(STATUS_STOPPED)
@@ -340,7 +343,8 @@ def _print_summary(change: xr.DataArray, written: Written, seconds: float) -> No
 def _print_model(info: ModelInfo) -> None:
     tile = " x ".join(map(str, info.tile_yx)) + " pixels" if info.tile_yx else "not said"
     bands = ", ".join(map(str, info.extract_bands)) if info.extract_bands else "all"
-    needs = "its own raster function, which runs only with --trust-code" if info.carries_code else "geodl-dask"
+    who = "geodl-dask" if info.runner == "native" else "its own raster function"
+    needs = f"{who}, only with --trust-code: it brings code" if info.carries_code else who
     rows = {
         "Model": f"{info.name} ({info.source})",
         "Type": info.model_type or "not said",

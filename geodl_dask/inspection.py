@@ -9,7 +9,7 @@ from typing import Literal
 
 from .classes import ModelClass
 from .definition import ModelDefinition, load_definition
-from .runners import Parameter, choose_kind, describe_parameters
+from .runners import Parameter, carries_code, choose_kind, describe_parameters
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ModelInfo:
     files: tuple[ModelFile, ...]
     """Weights and function."""
     carries_code: bool
-    """Whether running it runs Python that it names, which needs trust."""
+    """Whether running it runs code that it brings, which needs trust."""
     runner: Literal["native", "raster-function"]
     """Who runs it."""
     arguments: tuple[Parameter, ...]
@@ -78,7 +78,7 @@ def model_info(model: str | os.PathLike[str], *, trust_code: bool = False) -> Mo
         extract_bands=definition.extract_bands,
         classes=definition.classes.classes,
         files=_files(definition),
-        carries_code=kind == "raster-function",
+        carries_code=carries_code(definition, kind),
         runner=kind,
         arguments=describe_parameters(definition, kind) if has_all else _stated(definition),
         arguments_are_all=has_all,

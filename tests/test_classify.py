@@ -12,7 +12,7 @@ from conftest import ToyNetwork, save_network, write_definition
 
 import geodl_dask as gd
 from geodl_dask.cli import cli
-from geodl_dask.errors import BandCountError, ModelDefinitionError
+from geodl_dask.errors import BandCountError, ModelDefinitionError, UntrustedCodeError
 
 CLASS_INFO = {
     "ImportDeepLearningModelToEsriExtraInfo": 0,
@@ -86,6 +86,36 @@ def test_an_emd_classifier_equals_one_forward_pass(suffix, chunks, network, pair
     agree = (result.values == np.array([0, 7])[expected])[2:-2, 2:-2]
     assert agree.mean() > 0.9999
     assert (result.name, result.attrs["raster"]) == ("class", str(pair[0]))
+
+
+@pytest.fixture
+def keras_file(tmp_path, network, monkeypatch):
+    """The toy network as a Keras model with any tile size."""
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    keras = pytest.importorskip("keras", reason="Keras is not installed")
+    layers = [
+        keras.layers.Input((None, None, 3)),
+        keras.layers.Rescaling(1 / 255, -0.5),
+        keras.layers.Conv2D(8, 3, padding="same", activation="relu"),
+        keras.layers.Conv2D(2, 3, padding="same"),
+    ]
+    model = keras.Sequential(layers)
+    weights = [parameter.detach().numpy() for parameter in network.parameters()]
+    model.set_weights([each.transpose(2, 3, 1, 0) if each.ndim == 4 else each for each in weights])
+    model.save(tmp_path / "toy.keras")
+    return tmp_path / "toy.keras"
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:keras.*")  # Keras 3.15 on NumPy 2
+def test_a_keras_classifier_equals_the_network_and_needs_trust(keras_file, network, pair, pixels, tmp_path):
+    model = write_definition(tmp_path / "model.emd", ModelFile="toy.keras", ExtractBands=[0, 1, 2])
+    with pytest.raises(UntrustedCodeError, match=r"toy\.keras"):
+        gd.classify_raster(pair[0], model)
+    assert gd.model_info(model).carries_code
+    result = gd.classify_raster(pair[0], model, trust_code=True, chunks=40).compute()
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(pixels[0].astype(np.float32))[None])[0].argmax(0).numpy()
+    assert (result.values == np.array([0, 7])[expected])[2:-2, 2:-2].mean() > 0.9999
 
 
 def test_an_array_and_a_file_give_the_same_bits(network, pair, tmp_path):

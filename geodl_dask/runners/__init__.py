@@ -122,15 +122,34 @@ def choose_kind(definition: ModelDefinition, runner: str = "auto") -> Literal["n
     return "native"
 
 
+def carries_code(definition: ModelDefinition, kind: str) -> bool:
+    """Whether running the model runs code that it brings: a raster function, or what a Keras file may hold."""
+    return kind == "raster-function" or _file_format(definition) == "keras"
+
+
+def _file_format(definition: ModelDefinition) -> Literal["torch", "onnx", "keras"] | None:
+    """What can run the model's file natively."""
+    path = Path(definition.model_file or "")
+    by_suffix: dict[str, Literal["torch", "onnx", "keras"]] = {
+        ".pt": "torch", ".pt2": "torch", ".onnx": "onnx", ".keras": "keras", ".h5": "keras",
+    }  # fmt: skip
+    if path.suffix.lower() in by_suffix or not path.is_file():
+        return by_suffix.get(path.suffix.lower())
+    # An .ecd may carry a model under any name. torch tells its formats by the suffix.
+    by_content: dict[str, Literal["onnx", "keras"]] = {"ONNX": "onnx", "Keras": "keras"}
+    return by_content.get(sniff_model(path))
+
+
 def require_trust(definition: ModelDefinition, kind: str, *, trust_code: bool) -> None:
     """Refuse to go on where the model's own Python would run and nobody has said that it may.
 
     Raises UntrustedCodeError.
     """
-    if kind == "raster-function" and not trust_code:
+    if carries_code(definition, kind) and not trust_code:
+        code = definition.inference_function_name if kind == "raster-function" else definition.model_file
         raise UntrustedCodeError(
-            f"{definition.source} brings its own Python code ({definition.inference_function_name}), which would run "
-            "with your rights. If you trust where it comes from, say --trust-code (Python: trust_code=True)."
+            f"{definition.source} brings its own code ({code}), which would run with your rights. If you trust where "
+            "it comes from, say --trust-code (Python: trust_code=True)."
         )
 
 
@@ -162,19 +181,21 @@ def load_runner(spec: RunnerSpec) -> Runner:
         return RasterFunctionRunner(spec)
     from .native import NativeRunner
 
-    path = Path(spec.definition.model_file or "")
-    suffix = path.suffix.lower()
-    # An .ecd may carry a model under any name.
-    if suffix == ".onnx" or (suffix not in (".pt", ".pt2") and path.is_file() and sniff_model(path) == "ONNX"):
+    file_format = _file_format(spec.definition)
+    if file_format == "onnx":
         from .onnx import OnnxNetwork
 
         return NativeRunner(spec, OnnxNetwork(spec))
-    if suffix in (".pt", ".pt2"):
+    if file_format == "torch":
         from .pytorch import TorchNetwork
 
         return NativeRunner(spec, TorchNetwork(spec))
+    if file_format == "keras":
+        from .keras import KerasNetwork
+
+        return NativeRunner(spec, KerasNetwork(spec))
     raise ModelDefinitionError(
         f"{spec.definition.source} names no InferenceFunction, and its ModelFile is "
-        f"{spec.definition.keys.get('ModelFile')!r}; a TorchScript (.pt), torch.export (.pt2) or ONNX (.onnx) file is "
-        "needed to run it without one."
+        f"{spec.definition.keys.get('ModelFile')!r}; a TorchScript (.pt), torch.export (.pt2), ONNX (.onnx) or Keras "
+        "(.keras) file is needed to run it without one."
     )

@@ -27,6 +27,8 @@ class Network(Protocol):
     """The batch axis's fixed length; None where any length will do."""
     tile_yx: tuple[int, int] | None
     """The fixed height and width of its input, pixels; None where several will do."""
+    is_thread_safe: bool
+    """Whether several threads may call it at once; then each call computes in one thread."""
 
     def __call__(self, *inputs: np.ndarray) -> np.ndarray:
         """inputs : one (stack) or two (pair) float32 arrays (tile, band, y, x). Returns (tile, ..., y, x)."""
@@ -56,8 +58,7 @@ class NativeRunner:
         self.tile = TileSpec(size_yx, _padding(definition, given, size_yx))
         wanted = integer_argument(given, "batch_size", definition.batch_size or DEFAULT_BATCH_SIZE, 1)
         self.batch_size = network.batch_size or wanted
-        # One GPU has one lane; CPU networks run one thread each, so several blocks may be under way.
-        self.is_thread_safe = spec.device == "cpu"
+        self.is_thread_safe = network.is_thread_safe
         scores = self._forward(_random_batch(spec, self.tile, self.batch_size))
         self._check_shape(scores, definition)
         self.output = spec.output or definition.native.output or _meaning(scores, definition)

@@ -18,6 +18,7 @@ class OnnxNetwork:
             raise MissingDependencyError(
                 'This model is an ONNX file, and ONNX Runtime is not installed: pip install "geodl_dask[onnx]"'
             ) from error
+        self.is_thread_safe = spec.device == "cpu"  # one GPU has one lane
         path, self._source = spec.definition.model_file or "", spec.definition.source
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # blocks run side by side

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class TorchNetwork:
         path = spec.definition.model_file or ""
         self._source = spec.definition.source
         self._device = torch.device(spec.device)
+        self.is_thread_safe = spec.device == "cpu"  # one GPU has one lane
         self.batch_size: int | None = None
         self.tile_yx: tuple[int, int] | None = None
         require_plain_network(path)
@@ -36,12 +38,8 @@ class TorchNetwork:
 
     def __call__(self, *inputs: np.ndarray) -> np.ndarray:
         """float32 (tile, band, y, x) in, the network's answer out, on the CPU."""
-        before = torch.get_num_threads()
-        if self._device.type == "cpu" and before != 1:
-            # Of this thread alone: blocks run side by side, and the bits must not depend on the cores.
-            torch.set_num_threads(1)
         try:
-            with torch.inference_mode():
+            with one_thread() if self._device.type == "cpu" else nullcontext(), torch.inference_mode():
                 answer = self._module(*(torch.from_numpy(each).to(self._device) for each in inputs))
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             shapes = " and ".join(str(each.shape) for each in inputs)
@@ -49,9 +47,6 @@ class TorchNetwork:
                 f"The network of {self._source} does not take {shapes} (tile, band, y, x): {_first_line(error)}. Check "
                 'the bands of the rasters, ImageHeight and ImageWidth, and "GeodlDask": {"input": "pair" or "stack"}.'
             ) from error
-        finally:
-            if torch.get_num_threads() != before:
-                torch.set_num_threads(before)
         if not isinstance(answer, torch.Tensor):
             raise ModelFileError(
                 f"The network of {self._source} answers with a {type(answer).__name__}; one tensor is needed."
@@ -70,6 +65,19 @@ class TorchNetwork:
         self.batch_size = count if isinstance(count, int) else None
         self.tile_yx = (height, width) if isinstance(height, int) and isinstance(width, int) else None
         return program.module().to(self._device)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch's work of this thread on one core: blocks run side by side, and the bits must not depend on the cores."""
+    before = torch.get_num_threads()
+    if before != 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def _load_export(path: str) -> torch.export.ExportedProgram:

@@ -1,0 +1,58 @@
+"""Networks that Keras loads whole (``.keras``, ``.h5``), on the back end that its settings name, torch without any."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+
+import numpy as np
+
+from ..errors import DeviceError, MissingDependencyError, ModelFileError
+from . import RunnerSpec
+
+
+class KerasNetwork:
+    """A Keras network, channels last as Keras has them. Its file may carry code, so loading it needs trust.
+
+    Raises ModelFileError, DeviceError or MissingDependencyError.
+    """
+
+    def __init__(self, spec: RunnerSpec) -> None:
+        os.environ.setdefault("KERAS_BACKEND", "torch")
+        try:
+            import keras
+        except ImportError as error:
+            raise MissingDependencyError(
+                f'This model is a Keras file, and Keras cannot be imported ({error}): pip install "geodl_dask[keras]"'
+            ) from error
+        if spec.device == "cuda":
+            raise DeviceError("Keras files run on the CPU here. Ask for the processor type cpu.")
+        path, self._source = spec.definition.model_file or "", spec.definition.source
+        try:
+            self._model = keras.saving.load_model(path, compile=False)
+        except Exception as error:  # whatever the layers raise
+            raise ModelFileError(f"{path} cannot be loaded by Keras {keras.__version__}: {error}") from error
+        shape = self._model.inputs[0].shape
+        if len(self._model.inputs) > 2 or len(shape) != 4:
+            raise ModelFileError(
+                f"The network of {self._source} takes {[each.shape for each in self._model.inputs]}; one stack or a "
+                "pair of shape (tile, y, x, band) is needed."
+            )
+        self.is_thread_safe = False
+        self.batch_size: int | None = shape[0]
+        self.tile_yx = (shape[1], shape[2]) if shape[1] and shape[2] else None
+
+    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+        """float32 (tile, band, y, x) in, the network's answer (tile, class, y, x) out."""
+        import keras
+
+        from .pytorch import one_thread
+
+        given = [np.moveaxis(each, 1, -1) for each in inputs]
+        try:
+            with one_thread() if keras.backend.backend() == "torch" else nullcontext():
+                answer = self._model(given if len(given) > 1 else given[0], training=False)
+        except Exception as error:  # whatever the layers raise
+            shapes = " and ".join(str(each.shape) for each in given)
+            raise ModelFileError(f"The network of {self._source} does not take {shapes}: {error}") from error
+        return np.moveaxis(np.asarray(keras.ops.convert_to_numpy(answer)), -1, 1)
