@@ -24,6 +24,7 @@ from .emd import (
     map_texts,
     parse_keys,
     read_choice,
+    read_color,
     read_integer,
     read_number,
     read_numbers,
@@ -357,7 +358,7 @@ def _read_classes(given: Any) -> ClassTable:
         raise wrong("Classes", given, "a list of objects with Value and Name")
     if len(given) > MOST_CLASSES:
         raise ModelDefinitionError(f"Classes lists {len(given)} classes; at most {MOST_CLASSES} can be read.")
-    colors = [_read_color(entry.get("Color")) for entry in given]
+    colors = [read_color(entry.get("Color")) for entry in given]
     taken = set(colors)
     spare = (color for color in _palette() if color not in taken)
     classes = []
@@ -368,18 +369,6 @@ def _read_classes(given: Any) -> ClassTable:
             raise wrong("Name of a class", name, "text")
         classes.append(ModelClass(value, str(value if name is None else name), color or next(spare)))
     return ClassTable(tuple(classes))
-
-
-def _read_color(given: Any) -> tuple[int, int, int] | None:
-    """[red, green, blue] or "#rrggbb"; None where no colour is given."""
-    if given in (None, [], ""):
-        return None
-    if isinstance(given, str) and re.fullmatch("#?[0-9A-Fa-f]{6}", given.strip()):
-        given = list(bytes.fromhex(given.strip().lstrip("#")))
-    if not isinstance(given, list) or len(given) != 3:
-        raise wrong("Color of a class", given, "[red, green, blue], each 0 to 255,")
-    red, green, blue = (read_integer("Color of a class", part, 0, 255) for part in given)
-    return red, green, blue
 
 
 def _palette() -> Iterator[tuple[int, int, int]]:

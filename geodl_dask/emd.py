@@ -163,3 +163,15 @@ def _is_deep(value: Any) -> bool:
         parents = [each for each in level if isinstance(each, (dict, list))]
         level = [child for each in parents for child in (each.values() if isinstance(each, dict) else each)]
     return bool(level)
+
+
+def read_color(given: Any) -> tuple[int, int, int] | None:
+    """[red, green, blue] or "#rrggbb"; None where no colour is given."""
+    if given in (None, [], ""):
+        return None
+    if isinstance(given, str) and re.fullmatch("#?[0-9A-Fa-f]{6}", given.strip()):
+        given = list(bytes.fromhex(given.strip().lstrip("#")))
+    if not isinstance(given, list) or len(given) != 3:
+        raise wrong("Color of a class", given, "[red, green, blue], each 0 to 255,")
+    red, green, blue = (read_integer("Color of a class", part, 0, 255) for part in given)
+    return red, green, blue
