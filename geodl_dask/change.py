@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import reduce
-from typing import Any, Literal
+from typing import Any, Literal, Unpack, cast
 
 import dask.array as da
 import numpy as np
@@ -19,8 +19,21 @@ from . import __version__
 from .arguments import parse_arguments
 from .definition import load_definition
 from .devices import Processor
-from .kernel import Inference, infer_block, infer_file_block, runner_of_process
-from .rasters import RasterFile, RasterStack, open_pair, open_single
+from .kernel import Inference, infer_block, infer_windowed_block, runner_of_process, wanted_by
+from .rasters import (
+    Bands,
+    Chunks,
+    GridOptions,
+    Raster,
+    RasterArray,
+    RasterLike,
+    RasterStack,
+    WindowedRaster,
+    arrays_of,
+    open_pair,
+    open_single,
+    request_grid,
+)
 from .runners import RunnerSpec, choose_kind, require_trust
 from .tiling import Window, plan_blocks
 
@@ -28,8 +41,8 @@ Arguments = str | Mapping[str, object] | Iterable[tuple[str, object]] | None
 
 
 def detect_change(
-    from_raster: str | os.PathLike[str] | xr.DataArray,
-    to_raster: str | os.PathLike[str] | xr.DataArray,
+    from_raster: RasterLike,
+    to_raster: RasterLike,
     model: str | os.PathLike[str],
     *,
     arguments: Arguments = None,
@@ -37,30 +50,42 @@ def detect_change(
     runner: Literal["auto", "native", "raster-function"] = "auto",
     processor: Processor = "auto",
     chunks: int | Literal["auto"] = "auto",
+    from_bands: Bands = None,
+    to_bands: Bands = None,
+    mask: RasterLike | None = None,
+    **grid: Unpack[GridOptions],
 ) -> xr.DataArray:
     """What changed between two rasters, as a lazy classified raster. Nothing is computed, no pixel is read.
 
-    from_raster, to_raster : the earlier and the later image on one grid: path, URL or DataArray.
-    model : ``.emd`` file, ``.dlpk`` package or JSON text.
+    from_raster, to_raster : the earlier and the later image: path, URL, DataArray, or Dataset of one variable.
+    model : ``.emd`` file, ``.dlpk`` package, ``.ecd`` or JSON text.
     arguments : model arguments, ``"padding 64;batch_size 16"``, a dict or pairs.
     trust_code : whether Python code that the model brings may run.
     runner : who runs the model; ``"auto"`` is its own raster function where it names one.
     processor : ``"auto"`` (a GPU where there is one), ``"cpu"`` or ``"gpu"``.
     chunks : side of a block in pixels, rounded down to whole strides of the model's tiles.
+    from_bands, to_bands : numbers from 1 or names of the bands, in the order in which the model takes them; None: all.
+    mask : where the result is wanted: a raster (where it is valid and not 0) or a file of polygons.
+    grid : what the result's grid shall be in the place of the from raster's. ``like``: that of another raster.
+        ``output_crs``: ``"EPSG:32633"``. ``cell_size``: a number, two (width, height), or a raster. ``extent``: xmin,
+        ymin, xmax, ymax in the output's CRS, or a raster. ``snap_raster``: the raster whose pixel corners the result's
+        fall on. ``align``: ``"warp"`` or ``"strict"``, which refuses to resample. ``resampling``: ``"bilinear"`` or
+        another of rasterio's names.
 
-    Returns an integer DataArray (y, x) of class values on the from raster's grid; its attributes hold the
-    class table (CF ``flag_*``, ``class_names``), ``_FillValue`` and the provenance. The model is loaded once, to
-    see that it takes these rasters.
+    Returns an integer DataArray (y, x) of class values; its attributes hold the class table (CF ``flag_*``,
+    ``class_names``), ``_FillValue``, and the provenance, with what was done to each raster (``rasters``). A pixel is
+    nodata where either raster has no observation or the mask leaves it out. The model is loaded once, to see that it
+    takes these rasters.
     Raises a RequestError (see `geodl_dask.errors`) that says what is wrong.
     """
-    stack = open_pair(from_raster, to_raster)
+    stack = open_pair(from_raster, to_raster, request_grid(grid), from_bands=from_bands, to_bands=to_bands, mask=mask)
     places = {"from_raster": stack.rasters[0].name, "to_raster": stack.rasters[1].name}
     inference = _plan(stack, model, arguments, trust_code, runner, processor, chunks)
     return _label(_build(inference, stack), "change", places, inference, stack)
 
 
 def classify_raster(
-    raster: str | os.PathLike[str] | xr.DataArray,
+    raster: RasterLike,
     model: str | os.PathLike[str],
     *,
     arguments: Arguments = None,
@@ -68,13 +93,16 @@ def classify_raster(
     runner: Literal["auto", "native", "raster-function"] = "auto",
     processor: Processor = "auto",
     chunks: int | Literal["auto"] = "auto",
+    bands: Bands = None,
+    mask: RasterLike | None = None,
+    **grid: Unpack[GridOptions],
 ) -> xr.DataArray:
     """The class of each pixel of one raster, as a lazy classified raster, by the same path as `detect_change`.
 
-    raster : path, URL or DataArray. The model takes the bands of one raster; all else, and what is returned, is
-    as in `detect_change`.
+    raster : path, URL, DataArray, or Dataset of one variable. The model takes the bands of one raster; all else, and
+    what is returned, is as in `detect_change`.
     """
-    stack = open_single(raster)
+    stack = open_single(raster, request_grid(grid), bands=bands, mask=mask)
     inference = _plan(stack, model, arguments, trust_code, runner, processor, chunks)
     return _label(_build(inference, stack), "class", {"raster": stack.rasters[0].name}, inference, stack)
 
@@ -103,25 +131,26 @@ def _plan(
 
 def _build(inference: Inference, stack: RasterStack) -> da.Array:
     """(y, x) class values in the plan's blocks, by the door that fits the rasters."""
-    files = tuple(raster for raster in stack.rasters if isinstance(raster, RasterFile))
-    return (
-        _build_from_files(inference, files)
-        if len(files) == len(stack.rasters)
-        else _build_from_arrays(inference, stack)
-    )
+    if any(isinstance(raster, RasterArray) for raster in (*stack.rasters, stack.mask)):
+        return _build_from_arrays(inference, stack)
+    return _build_from_windows(inference, cast("Any", stack.rasters), cast("Any", stack.mask))
 
 
-def _build_from_files(inference: Inference, rasters: tuple[RasterFile, ...]) -> da.Array:
+def _build_from_windows(
+    inference: Inference, rasters: tuple[WindowedRaster, ...], mask: WindowedRaster | None
+) -> da.Array:
     """One task per block, which reads its own window and halo; nothing passes between workers."""
     dtype = inference.spec.definition.classes.dtype
     return da.map_blocks(
-        _infer_file_block, inference, rasters, chunks=inference.plan.chunks, dtype=dtype,
+        _infer_windowed_block, inference, rasters, mask, chunks=inference.plan.chunks, dtype=dtype,
         meta=np.empty((0, 0), dtype), name=None,
     )  # fmt: skip
 
 
-def _infer_file_block(inference: Inference, rasters: tuple[RasterFile, ...], block_id: Any = None) -> np.ndarray:
-    return infer_file_block(inference, rasters, block_id)
+def _infer_windowed_block(
+    inference: Inference, rasters: tuple[WindowedRaster, ...], mask: WindowedRaster | None, block_id: Any = None
+) -> np.ndarray:
+    return infer_windowed_block(inference, rasters, mask, block_id)
 
 
 def _build_from_arrays(inference: Inference, stack: RasterStack) -> da.Array:
@@ -129,14 +158,27 @@ def _build_from_arrays(inference: Inference, stack: RasterStack) -> da.Array:
     plan, table = inference.plan, inference.spec.definition.classes
     # A block cannot borrow more than its neighbour has, so thin blocks are merged for the while.
     chunks = _merge_thin(plan.chunks[0], plan.tile.padding), _merge_thin(plan.chunks[1], plan.tile.padding)
-    images, masks = zip(*(raster.arrays(chunks) for raster in stack.rasters), strict=True)
+    images, masks = zip(*(arrays_of(raster, chunks) for raster in stack.rasters), strict=True)
     haloed = [_with_halo(array, plan.tile.padding) for array in (*images, reduce(operator.and_, masks)[None])]
+    wanted = [] if stack.mask is None else [_wanted(stack.mask, chunks)]
     # The class value needs the neighbours' pixels, not their bands: one block along the band axis.
     classes = da.map_blocks(
-        _infer_array_block, *haloed, inference=inference, chunk_lengths=chunks, drop_axis=0, chunks=chunks,
-        dtype=table.dtype, meta=np.empty((0, 0), table.dtype),
+        _infer_array_block, *haloed, *wanted, inference=inference, chunk_lengths=chunks, is_masked=bool(wanted),
+        drop_axis=0, chunks=chunks, dtype=table.dtype, meta=np.empty((0, 0), table.dtype),
     )  # fmt: skip
     return classes.rechunk(plan.chunks)
+
+
+def _wanted(mask: Raster, chunks: Chunks) -> da.Array:
+    """(1, y, x) bool, True where the mask wants the result."""
+    pixels, valid = arrays_of(mask, chunks)
+    return da.map_blocks(
+        _wanted_block, pixels, valid[None], chunks=((1,), *chunks), dtype=bool, meta=np.empty((0, 0, 0), bool)
+    )
+
+
+def _wanted_block(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    return wanted_by(pixels, valid[0])[None]
 
 
 def _with_halo(array: da.Array, padding: int) -> da.Array:
@@ -146,17 +188,19 @@ def _with_halo(array: da.Array, padding: int) -> da.Array:
 
 
 def _infer_array_block(
-    *images_and_valid: np.ndarray,
+    *haloed_and_wanted: np.ndarray,
     inference: Inference,
-    chunk_lengths: tuple[tuple[int, ...], tuple[int, ...]],
+    chunk_lengths: Chunks,
+    is_masked: bool,
     block_id: Any = None,
 ) -> np.ndarray:
     row, col = block_id[-2:]
     core = Window(
         sum(chunk_lengths[0][:row]), sum(chunk_lengths[1][:col]), chunk_lengths[0][row], chunk_lengths[1][col]
     )
-    *images, valid = images_and_valid
-    return infer_block(inference, core, tuple(images), valid[0])
+    wanted = haloed_and_wanted[-1][0] if is_masked else None
+    *images, valid = haloed_and_wanted[:-1] if is_masked else haloed_and_wanted
+    return infer_block(inference, core, tuple(images), valid[0], wanted)
 
 
 def _merge_thin(lengths: tuple[int, ...], least: int) -> tuple[int, ...]:
@@ -188,6 +232,7 @@ def _label(
         "runner": spec.kind,
         "arguments": ";".join(f"{name} {value}" for name, value in spec.arguments),
         **places,
+        "rasters": list(stack.accounts),
         "tile_size": list(plan.tile.size_yx),
         "padding": plan.tile.padding,
         "geodl_dask_version": __version__,

@@ -13,7 +13,7 @@ import numpy as np
 from .classes import ClassTable
 from .devices import Processor, choose_device
 from .errors import InferenceError
-from .rasters import RasterFile
+from .rasters import WindowedRaster
 from .runners import Batch, Runner, RunnerSpec, load_runner
 from .tiling import BlockPlan, Window, crop_to_core, tile_views
 
@@ -30,24 +30,44 @@ class Inference:
     """The tile lattice, and the blocks."""
 
 
-def infer_file_block(inference: Inference, rasters: tuple[RasterFile, ...], index: tuple[int, int]) -> np.ndarray:
-    """Class values of block ``index``, read from the files with the halo that they need.
+def infer_windowed_block(
+    inference: Inference,
+    rasters: tuple[WindowedRaster, ...],
+    mask: WindowedRaster | None,
+    index: tuple[int, int],
+) -> np.ndarray:
+    """Class values of block ``index``, read with the halo that it needs, where ``mask`` is valid and not 0.
 
     Returns (y, x) in the class table's dtype. Raises RasterReadError or InferenceError.
     """
     core = inference.plan.core(index)
     window = inference.plan.haloed(core)
+    wanted = None if mask is None else wanted_by(*mask.read(core))
+    if wanted is not None and not wanted.any():
+        return np.full(wanted.shape, inference.spec.definition.classes.nodata, inference.spec.definition.classes.dtype)
     images, masks = zip(*(raster.read(window) for raster in rasters), strict=True)
-    return infer_block(inference, core, images, np.logical_and.reduce(masks))
+    return infer_block(inference, core, images, np.logical_and.reduce(masks), wanted)
 
 
-def infer_block(inference: Inference, core: Window, images: tuple[np.ndarray, ...], valid: np.ndarray) -> np.ndarray:
+def wanted_by(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Where a mask wants the result: (y, x) bool. pixels : (band, y, x), of which the first counts."""
+    return valid & (pixels[0] != 0)
+
+
+def infer_block(
+    inference: Inference,
+    core: Window,
+    images: tuple[np.ndarray, ...],
+    valid: np.ndarray,
+    wanted: np.ndarray | None = None,
+) -> np.ndarray:
     """Class values of the pixels of ``core``.
 
     core : the block's window of the grid, whole strides from the grid's upper-left corner.
     images : of each raster (band, y, x) as stored, over the core and its halo, clipped to the grid.
     valid : (y, x) bool, the same window, True where every raster has an observation.
-    Returns (y, x) over the core in the class table's dtype, nodata where not valid.
+    wanted : (y, x) bool over the core, True where the result is wanted; None: everywhere.
+    Returns (y, x) over the core in the class table's dtype, nodata where not valid or not wanted.
     Raises InferenceError.
     """
     plan, table = inference.plan, inference.spec.definition.classes
@@ -61,12 +81,14 @@ def infer_block(inference: Inference, core: Window, images: tuple[np.ndarray, ..
     )
     (rows, cols), (height, width) = plan.tiles_yx(core), plan.tile.stride_yx
     values = np.full((rows * cols, height, width), table.nodata, table.dtype)
-    observed = crop_to_core(tiles.valid.reshape(-1, *plan.tile.size_yx), plan.tile)
-    for batch, members in tiles.batches(np.flatnonzero(observed.any(axis=(1, 2))), runner.batch_size):
+    asked = crop_to_core(tiles.valid.reshape(-1, *plan.tile.size_yx), plan.tile)
+    if wanted is not None:
+        asked = asked & _by_tile(wanted, rows, cols, plan.tile.stride_yx)
+    for batch, members in tiles.batches(np.flatnonzero(asked.any(axis=(1, 2))), runner.batch_size):
         with lane:
             prediction = runner.predict(batch)
         values[members] = decide(crop_to_core(prediction, plan.tile), runner, table)[: len(members)]
-    values[~observed] = table.nodata
+    values[~asked] = table.nodata
     block = values.reshape(rows, cols, height, width).swapaxes(1, 2).reshape(rows * height, cols * width)
     return np.ascontiguousarray(block[: core.height, : core.width])
 
@@ -118,6 +140,13 @@ def _filled(
     """
     padded = np.pad(pixels.astype(inference.spec.pixel_type, copy=False), ((0, 0), *fill))
     return padded if valid.all() else np.where(valid, padded, padded.dtype.type(0))
+
+
+def _by_tile(core: np.ndarray, rows: int, cols: int, stride_yx: tuple[int, int]) -> np.ndarray:
+    """(y, x) over a core as (tile, y, x), filled with False beyond it."""
+    (height, width), (stride_y, stride_x) = core.shape, stride_yx
+    whole = np.pad(core, ((0, rows * stride_y - height), (0, cols * stride_x - width)))
+    return whole.reshape(rows, stride_y, cols, stride_x).swapaxes(1, 2).reshape(-1, stride_y, stride_x)
 
 
 @dataclass(frozen=True)

@@ -7,39 +7,68 @@ graph (`RasterArray`).
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypedDict
 
 import dask.array as da
 import numpy as np
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
-from ..errors import GridMismatchError, RasterInputError
+from ..errors import BandCountError, GridMismatchError, RasterInputError
 from .arrays import RasterArray, describe_array
 from .bands import Bands
-from .files import RasterFile, open_file
+from .files import RasterFile, at_overview, open_file
+from .grids import Align, GridRequest, describe_grid, share_covered, shrink_factor, target_grid
+from .mask import POLYGON_SUFFIXES, open_polygons
+from .placing import find_move, move_raster
 from .sources import find_source
+from .warping import Warp
 from .windows import Chunks, WindowedRaster, chunked
 
-__all__ = ["RasterArray", "RasterFile", "RasterStack", "WindowedRaster", "open_pair", "open_raster", "open_single"]
-
-GRID_TOLERANCE_PX = 1e-3
-"""Two grids are one where no corner is further apart than this, pixels."""
+__all__ = [
+    "Bands", "Chunks", "GridOptions", "GridRequest", "Raster", "RasterArray", "RasterFile", "RasterLike", "RasterStack",
+    "WindowedRaster", "arrays_of", "open_pair", "open_raster", "open_single", "request_grid",
+]  # fmt: skip
 
 Raster = WindowedRaster | RasterArray
+RasterLike = str | os.PathLike[str] | xr.DataArray | xr.Dataset
+
+
+class GridOptions(TypedDict, total=False):
+    """What the result's grid shall be, as users say it."""
+
+    like: RasterLike | GeoBox | None
+    """The raster or grid to start from in the place of the from raster's."""
+    output_crs: str | None
+    """CRS as PROJ reads it."""
+    cell_size: float | tuple[float, float] | RasterLike | None
+    """A number, width and height, or a raster whose cell size is meant."""
+    extent: tuple[float, float, float, float] | RasterLike | None
+    """xmin, ymin, xmax, ymax in the output's CRS, or a raster whose extent is meant."""
+    snap_raster: RasterLike | GeoBox | None
+    """The raster whose pixel corners the result's fall on."""
+    align: Align
+    """``"warp"``, or ``"strict"``: refuse to resample."""
+    resampling: str
+    """By rasterio's names."""
 
 
 @dataclass(frozen=True)
 class RasterStack:
-    """One raster, or a from and a to raster on one grid with the same bands."""
+    """One raster, or a from and a to raster, on one grid with the same bands."""
 
     rasters: tuple[Raster, ...]
     """From before to."""
+    mask: Raster | None
+    """Where the result is wanted: on the same grid, where its first band is valid and not 0. None: everywhere."""
+    accounts: tuple[str, ...]
+    """What each raster was taken for, and how it came to the grid, for people."""
 
     @property
     def grid(self) -> GeoBox:
-        """The grid of all, which is the first one's."""
+        """The grid of all."""
         return self.rasters[0].grid
 
     @property
@@ -53,25 +82,61 @@ class RasterStack:
         return str(np.result_type(*(raster.dtype for raster in self.rasters)))
 
 
-def open_pair(from_raster: Any, to_raster: Any) -> RasterStack:
+def request_grid(options: GridOptions) -> GridRequest:
+    """What was asked of the grid, with rasters that stand for their grid opened.
+
+    Raises TypeError for an unknown option, GridMismatchError, RasterNotFoundError or RasterInputError.
+    """
+    unknown = [name for name in options if name not in GridOptions.__annotations__]
+    if unknown:
+        raise TypeError(
+            f"There is no keyword {unknown[0]!r}; of the grid can be said: {', '.join(GridOptions.__annotations__)}."
+        )
+    like, snap, cell_size, extent = (options.get(name) for name in ("like", "snap_raster", "cell_size", "extent"))
+    if isinstance(cell_size, int | float):
+        cell_size = (cell_size, cell_size)
+    elif _is_raster(cell_size):
+        resolution = _grid_of(cell_size, "cell_size").resolution
+        cell_size = (abs(resolution.x), abs(resolution.y))
+    if _is_raster(extent):
+        extent = tuple(_grid_of(extent, "extent").boundingbox.bbox)
+    return GridRequest(
+        like=None if like is None else _grid_of(like, "like"),
+        output_crs=options.get("output_crs"),
+        cell_size=None if cell_size is None else _numbers(cell_size, 2, "cell_size"),
+        extent=None if extent is None else _numbers(extent, 4, "extent"),
+        snap=None if snap is None else _grid_of(snap, "snap_raster"),
+        align=options.get("align", "warp"),
+        resampling=options.get("resampling", "bilinear"),
+    )
+
+
+def open_pair(
+    from_raster: Any, to_raster: Any, request: GridRequest | None = None, *, from_bands: Bands = None,
+    to_bands: Bands = None, mask: Any = None,
+) -> RasterStack:  # fmt: skip
     """Both rasters, checked and on one grid; no pixel is read.
 
     from_raster, to_raster : path, URL or DataArray with dimensions y, x and, for several bands, one more.
-    Raises RasterNotFoundError, RasterInputError or GridMismatchError.
+    request : what was asked of the grid. mask : raster or polygon layer. Raises RasterNotFoundError, RasterInputError,
+    BandCountError, GridMismatchError or MissingDependencyError.
     """
-    before, after = open_raster(from_raster, "from_raster"), open_raster(to_raster, "to_raster")
+    before = open_raster(from_raster, "from_raster", from_bands)
+    after = open_raster(to_raster, "to_raster", to_bands)
     if len(before.band_names) != len(after.band_names):
-        raise RasterInputError(
-            f"to_raster has {len(after.band_names)} band(s), from_raster {len(before.band_names)}; both dates need the "
-            "same bands in the same order."
+        raise BandCountError(
+            f"from_raster has {len(before.band_names)} band(s) ({', '.join(before.band_names)}), to_raster "
+            f"{len(after.band_names)} ({', '.join(after.band_names)}); both dates need the same bands in the same "
+            "order. Choose them by number or name: --from-bands, --to-bands (from_bands=, to_bands=)."
         )
-    _require_same_grid(before, after)
-    return RasterStack((before, after))
+    return _stack({"from_raster": before, "to_raster": after}, request or GridRequest(), mask)
 
 
-def open_single(raster: Any) -> RasterStack:
-    """One raster, checked; no pixel is read. Raises RasterNotFoundError or RasterInputError."""
-    return RasterStack((open_raster(raster),))
+def open_single(
+    raster: Any, request: GridRequest | None = None, *, bands: Bands = None, mask: Any = None
+) -> RasterStack:
+    """One raster, checked; no pixel is read. Raises as `open_pair`."""
+    return _stack({"raster": open_raster(raster, "raster", bands)}, request or GridRequest(), mask)
 
 
 def open_raster(raster: Any, role: str = "raster", bands: Bands = None) -> Raster:
@@ -92,25 +157,75 @@ def arrays_of(raster: Raster, chunks: Chunks) -> tuple[da.Array, da.Array]:
     return raster.arrays(chunks) if isinstance(raster, RasterArray) else chunked(raster, chunks)
 
 
-def _require_same_grid(from_raster: Raster, to_raster: Raster) -> None:
-    ours, theirs = from_raster.grid, to_raster.grid
-    height, width = ours.shape
-    corners = ((0, 0), (width, 0), (0, height), (width, height))
-    shift_px = max(np.hypot(*np.subtract(ours.wld2pix(*theirs.pix2wld(*corner)), corner)) for corner in corners)
-    if ours.crs == theirs.crs and ours.shape == theirs.shape and shift_px <= GRID_TOLERANCE_PX:
-        return
-    raise GridMismatchError(
-        f"The rasters do not share a grid. from_raster is {_describe_grid(ours)}; to_raster is "
-        f"{_describe_grid(theirs)}. Warp one to the other first, for instance with: "
-        "rio warp TO to_on_from_grid.tif --like FROM"
+def _stack(rasters: dict[str, Raster], request: GridRequest, mask: Any) -> RasterStack:
+    """Rasters, by their role, on the grid that was asked for."""
+    first = next(iter(rasters.values()))
+    grid = target_grid(first.grid, request)
+    moved = [_onto(raster, role, grid, request) for role, raster in rasters.items()]
+    wanted, account = (None, ()) if mask is None else _open_mask(mask, grid)
+    return RasterStack(tuple(raster for raster, _ in moved), wanted, (*(said for _, said in moved), *account))
+
+
+def _onto(raster: Raster, role: str, grid: GeoBox, request: GridRequest) -> tuple[Raster, str]:
+    """A raster on the grid, and what was done."""
+    share = share_covered(raster.grid, grid)
+    if not share:
+        raise GridMismatchError(
+            f"{role} {raster.name} does not overlap the output. It is {describe_grid(raster.grid)}; the output is "
+            f"{describe_grid(grid)}. Are both CRS right?"
+        )
+    source = raster
+    if isinstance(source, RasterFile) and request.resampling != "nearest":
+        source = at_overview(source, min(shrink_factor(source.grid, grid)))
+    move = find_move(source.grid, grid, request.resampling)
+    if isinstance(move, Warp) and request.align == "strict":
+        raise GridMismatchError(
+            f"{role} {raster.name} is {describe_grid(raster.grid)}; the output is {describe_grid(grid)}, and align is "
+            "strict. Allow warping (--align warp), or pass --like (like=) to choose the grid."
+        )
+    said = [
+        f"{role} {raster.name}: {raster.kind}, {len(raster.band_names)} band(s) of {raster.dtype}",
+        describe_grid(raster.grid),
+    ]
+    if isinstance(move, Warp):
+        level = (
+            f" from overview {source.overview}"
+            if isinstance(source, RasterFile) and source.overview is not None
+            else ""
+        )
+        said.append(f"warped to the output's grid{level}, {request.resampling}")
+    elif move:
+        said.append("cut to the output's grid")
+    if share < 1 - 1e-6:
+        said.append(f"covers {share:.1%} of the output; the rest is nodata")
+    return move_raster(source, move), ", ".join(said)
+
+
+def _open_mask(mask: Any, grid: GeoBox) -> tuple[Raster, tuple[str]]:
+    """A mask on the grid, each pixel from the nearest of the mask's, and what it was taken for."""
+    if isinstance(mask, str | os.PathLike) and Path(mask).suffix.lower() in POLYGON_SUFFIXES:
+        if not Path(mask).exists():
+            raise RasterInputError(f"The mask {mask} does not exist (looked in {Path.cwd()}).")
+        return open_polygons(mask, grid), (f"mask {mask}: polygons",)
+    raster = open_raster(mask, "mask", (1,))
+    return _onto(raster, "mask", grid, replace(GridRequest(), resampling="nearest"))[0], (
+        f"mask {raster.name}: {raster.kind}",
     )
 
 
-def _describe_grid(grid: GeoBox) -> str:
-    bounds = ", ".join(f"{value:.10g}" for value in grid.boundingbox.bbox)
-    epsg = grid.crs.to_epsg() if grid.crs else None
-    crs = f"EPSG:{epsg}" if epsg else grid.crs
-    return (
-        f"{grid.shape[0]} x {grid.shape[1]} pixels (rows x columns) of {grid.resolution.x:.6g} x "
-        f"{abs(grid.resolution.y):.6g}, {crs}, bounds ({bounds})"
-    )
+def _is_raster(given: Any) -> bool:
+    return isinstance(given, str | os.PathLike | xr.DataArray | xr.Dataset)
+
+
+def _grid_of(raster: Any, role: str) -> GeoBox:
+    return raster if isinstance(raster, GeoBox) else open_raster(raster, role).grid
+
+
+def _numbers(given: Any, count: int, what: str) -> Any:
+    try:
+        numbers = tuple(float(each) for each in given)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != count:
+        raise GridMismatchError(f"{what} is {given!r}; {count} numbers, or a raster whose {what} is meant, are needed.")
+    return numbers

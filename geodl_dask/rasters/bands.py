@@ -18,7 +18,9 @@ def choose_bands(wanted: Bands, names: tuple[str, ...], raster: str) -> tuple[in
     if wanted is None:
         return tuple(range(len(names)))
     if isinstance(wanted, str | int) or not wanted:
-        raise BandCountError(f"The bands of {raster} are given as {wanted!r}; a list of numbers from 1 or names is needed.")
+        raise BandCountError(
+            f"The bands of {raster} are given as {wanted!r}; a list of numbers from 1 or names is needed."
+        )
     return tuple(_position(band, names, raster) for band in wanted)
 
 

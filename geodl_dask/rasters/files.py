@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,20 @@ def open_file(source: Source, text: str, role: str, bands: Bands) -> RasterFile:
         raise RasterInputError(f"{role} {text} cannot be opened as a raster: {error}.") from error
 
 
+def at_overview(raster: RasterFile, shrink: float) -> RasterFile:
+    """The coarsest overview that still has a pixel for each of a grid whose pixels are ``shrink`` times as long."""
+    if raster.overview is not None or shrink < 2:
+        return raster
+    with rasterio.open(raster.dataset) as dataset:
+        factors = [dataset.overviews(band) for band in raster.bands]
+    usable = [level for level, factor in enumerate(factors[0]) if factor <= shrink * 1.01]
+    if not usable or any(each != factors[0] for each in factors):
+        return raster
+    with rasterio.open(raster.dataset, overview_level=usable[-1]) as dataset:
+        grid = GeoBox(dataset.shape, dataset.transform, raster.grid.crs)
+    return replace(raster, overview=usable[-1], grid=grid)
+
+
 def _describe(dataset: Any, source: Source, text: str, role: str, wanted: Bands) -> RasterFile:
     name = f"{role} {text}"
     grid = _grid_of(dataset, name, text)
@@ -146,7 +160,7 @@ def _band_name(dataset: Any, band: int) -> str:
 
 
 def _palette(dataset: Any, numbers: tuple[int, ...], wanted: Bands) -> tuple[tuple[int, int, int, int], ...]:
-    """The colours of a raster of colour indices, unless its bands were chosen: who asks for band 1 wants the indices."""
+    """The colours of a raster of colour indices; none if bands were chosen: band 1 is the indices."""
     if wanted is not None or len(numbers) > 1 or dataset.colorinterp[numbers[0] - 1] != ColorInterp.palette:
         return ()
     colors = dataset.colormap(numbers[0])

@@ -14,7 +14,7 @@ from ..tiling import Window
 Chunks = tuple[tuple[int, ...], tuple[int, ...]]
 """Lengths of blocks along y and x, as Dask has them."""
 
-CANONICAL_TILE_PX = 512
+CANONICAL_TILE_PX = 256
 """Side of the tiles in which pixels are made that depend on where a window begins: warped ones, rasterised ones.
 
 They are anchored at the upper-left corner of the grid, so that a pixel is the same whatever window asks for it.
@@ -27,6 +27,11 @@ class WindowedRaster(Protocol):
     @property
     def name(self) -> str:
         """For messages."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """What it is, for people."""
         ...
 
     @property
@@ -73,6 +78,18 @@ def canonical_tiles(window: Window, shape_yx: tuple[int, int]) -> Iterator[Windo
     for row in range(window.row_off // side * side, window.row_off + window.height, side):
         for col in range(window.col_off // side * side, window.col_off + window.width, side):
             yield Window(row, col, min(side, shape_yx[0] - row), min(side, shape_yx[1] - col))
+
+
+def shared_slices(tile: Window, window: Window) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where the ground that both share lies in ``tile``, and where in ``window``."""
+    top, left = max(tile.row_off, window.row_off), max(tile.col_off, window.col_off)
+    bottom = min(tile.row_off + tile.height, window.row_off + window.height)
+    right = min(tile.col_off + tile.width, window.col_off + window.width)
+    inner, outer = (
+        (slice(top - of.row_off, bottom - of.row_off), slice(left - of.col_off, right - of.col_off))
+        for of in (tile, window)
+    )
+    return inner, outer
 
 
 def _read_pixels(raster: WindowedRaster, starts: Any, chunks: Any, block_id: tuple[int, int, int]) -> np.ndarray:
