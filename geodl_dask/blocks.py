@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice, product
 from typing import Any, Protocol
@@ -32,12 +33,40 @@ Index = tuple[int, int]
 Progress = Callable[[int, int], None]
 """Called with the pixels that are done and those to be done in all."""
 
-Counts = Generator[dict[int, int], None, None]
-"""Pixels by value of what has just been written."""
+Tallies = Generator["Tally", None, None]
+"""Of what has just been written."""
 
 MOST_TASKS = 20_000
 """Blocks are put together into runs, so that a raster of any size makes about this many tasks at the most."""
 RETRIES = 2
+
+
+@dataclass
+class Tally:
+    """What was written."""
+
+    pixels: Counter[int] = field(default_factory=Counter)
+    """Pixels by value."""
+    tiles: int = 0
+    """Tiles that the blocks are made of; 0 where the lattice is not known."""
+    empty_tiles: int = 0
+    """Of those, how many have nothing but nodata in their core: the model has not run on them."""
+
+    def add(self, other: Tally) -> None:
+        """Count ``other`` too."""
+        self.pixels.update(other.pixels)
+        self.tiles += other.tiles
+        self.empty_tiles += other.empty_tiles
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Where a block's tiles lie: it begins with one."""
+
+    stride_yx: tuple[int, int]
+    """Height and width of a tile's core, pixels."""
+    nodata: int
+    """The value of pixels without class."""
 
 
 class BlockStore(Protocol):
@@ -52,23 +81,25 @@ class BlockStore(Protocol):
         ...
 
 
-def store_blocks(array: da.Array, store: BlockStore, progress: Progress | None = None) -> dict[int, int]:
+def store_blocks(
+    array: da.Array, store: BlockStore, progress: Progress | None = None, lattice: Lattice | None = None
+) -> Tally:
     """Write every block of ``array`` that ``store`` has not, on the active Dask client or else in this process.
 
-    array : (y, x) integers. Returns pixels written by value. Raises BlockFailedError.
+    array : (y, x) integers. Returns what was written. Raises BlockFailedError.
     """
     rows, cols = array.numblocks
     missing = [index for index in product(range(rows), range(cols)) if not store.is_done(index)]
     heights, widths = array.chunks
     kept = array.size - sum(heights[row] * widths[col] for row, col in missing)
-    pixels: Counter[int] = Counter()
+    tally = Tally()
     write = _rolling if stands_alone(array) else _at_once
-    with _active_client() as client, closing(write(client, array, store, missing)) as finished:
-        for counts in finished:
-            pixels.update(counts)
+    with _active_client() as client, closing(write(client, array, store, lattice, missing)) as finished:
+        for more in finished:
+            tally.add(more)
             if progress:
-                progress(kept + pixels.total(), array.size)
-    return dict(pixels)
+                progress(kept + tally.pixels.total(), array.size)
+    return tally
 
 
 def regular_blocks(change: xr.DataArray) -> da.Array:
@@ -76,6 +107,20 @@ def regular_blocks(change: xr.DataArray) -> da.Array:
     array = da.asarray(change.data)
     sizes = tuple(max(lengths) for lengths in array.chunks)
     return array.rechunk(sizes)
+
+
+def lattice_of(change: xr.DataArray, blocks: da.Array) -> Lattice | None:
+    """Where the tiles of a raster's blocks lie; None where that is not known, or blocks cut them."""
+    size_yx, padding, nodata = (change.attrs.get(key) for key in ("tile_size", "padding", "_FillValue"))
+    if size_yx is None or padding is None or nodata is None:
+        return None
+    stride_y, stride_x = (length - 2 * padding for length in size_yx)
+    is_whole = all(
+        not length % stride
+        for lengths, stride in zip(blocks.chunks, (stride_y, stride_x), strict=True)
+        for length in lengths[:-1]
+    )
+    return Lattice((stride_y, stride_x), int(nodata)) if is_whole else None
 
 
 def stands_alone(array: da.Array) -> bool:
@@ -98,10 +143,12 @@ def _active_client() -> Iterator[Client]:
         yield client
 
 
-def _rolling(client: Client, array: da.Array, store: BlockStore, missing: list[Index]) -> Counts:
+def _rolling(
+    client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None, missing: list[Index]
+) -> Tallies:
     length = -(-len(missing) // MOST_TASKS) or 1
     runs = iter([missing[start : start + length] for start in range(0, len(missing), length)])
-    recipe = cloudpickle.dumps((array, store))
+    recipe = cloudpickle.dumps((array, store, lattice))
     lanes = max(1, sum(client.nthreads().values()))
     first_of: dict[Any, Index] = {}
 
@@ -119,9 +166,11 @@ def _rolling(client: Client, array: da.Array, store: BlockStore, missing: list[I
         client.cancel(list(pending.futures))
 
 
-def _at_once(client: Client, array: da.Array, store: BlockStore, missing: list[Index]) -> Counts:
+def _at_once(
+    client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None, missing: list[Index]
+) -> Tallies:
     blocks = array.to_delayed()
-    writes = [delayed(_write_block)(store, index, blocks[index]) for index in missing]
+    writes = [delayed(_write_block)(store, lattice, index, blocks[index]) for index in missing]
     futures = client.compute(writes, retries=RETRIES)
     index_of = dict(zip(futures, missing, strict=True))
     pending = as_completed(futures, loop=client.loop)
@@ -132,7 +181,7 @@ def _at_once(client: Client, array: da.Array, store: BlockStore, missing: list[I
         client.cancel(list(pending.futures))
 
 
-def _result(future: Any, array: da.Array, index: Index) -> dict[int, int]:
+def _result(future: Any, array: da.Array, index: Index) -> Tally:
     try:
         return future.result()
     except BlockFailedError:
@@ -141,21 +190,21 @@ def _result(future: Any, array: da.Array, index: Index) -> dict[int, int]:
         raise _failure(array, index, error) from error
 
 
-def _write_run(recipe: bytes, run: list[Index]) -> dict[int, int]:
+def _write_run(recipe: bytes, run: list[Index]) -> Tally:
     """Compute and keep some neighbouring blocks. Runs on workers."""
-    array, store = _recipe(recipe)
-    pixels: Counter[int] = Counter()
+    array, store, lattice = _recipe(recipe)
+    tally = Tally()
     for index in run:
         failure = None
         try:
             values = np.asarray(array.blocks[index].compute(scheduler="synchronous"))
-            pixels.update(_write_block(store, index, values))
+            tally.add(_write_block(store, lattice, index, values))
         except Exception as error:
             log.debug("block %s failed", index, exc_info=True)
             failure = _failure(array, index, error)
         if failure:  # out here without a cause, for not every error can be pickled on its way to the client
             raise failure
-    return dict(pixels)
+    return tally
 
 
 def _failure(array: da.Array, index: Index, error: Exception) -> BlockFailedError:
@@ -163,15 +212,28 @@ def _failure(array: da.Array, index: Index, error: Exception) -> BlockFailedErro
     return BlockFailedError(f"The block at row {row}, column {col} failed: {type(error).__name__}: {error}")
 
 
-def _write_block(store: BlockStore, index: Index, values: np.ndarray) -> dict[int, int]:
+def _write_block(store: BlockStore, lattice: Lattice | None, index: Index, values: np.ndarray) -> Tally:
     store.write_block(index, values)
+    tiles, empty = (0, 0) if lattice is None else _count_tiles(values, lattice)
+    return Tally(_count_pixels(values), tiles, empty)
+
+
+def _count_pixels(values: np.ndarray) -> Counter[int]:
     if values.dtype.kind != "u" or values.dtype.itemsize > 2:
         found, counts = np.unique(values, return_counts=True)
     else:
         everywhere = np.bincount(values.ravel())
         found = np.flatnonzero(everywhere)
         counts = everywhere[found]
-    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+    return Counter(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+
+
+def _count_tiles(values: np.ndarray, lattice: Lattice) -> tuple[int, int]:
+    """How many tiles a block has, and how many of them hold nothing but nodata."""
+    is_class = values != lattice.nodata
+    for axis, stride in enumerate(lattice.stride_yx):
+        is_class = np.logical_or.reduceat(is_class, np.arange(0, values.shape[axis], stride), axis=axis)
+    return is_class.size, int(is_class.size - is_class.sum())
 
 
 @lru_cache(maxsize=4)

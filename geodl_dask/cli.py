@@ -54,6 +54,31 @@ class _Chunks(click.ParamType[Any]):
         return int(value)
 
 
+class _CellSize(click.ParamType[Any]):
+    """A number, two of them, or a raster."""
+
+    name = "SIZE|RASTER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            sizes = tuple(float(each) for each in value.split())
+        except ValueError:
+            return value
+        return sizes * 2 if len(sizes) == 1 else sizes
+
+
+class _Bands(click.ParamType[Any]):
+    """Numbers or names, with commas."""
+
+    name = "BAND,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        bands = [each.strip() for each in value.split(",")] if isinstance(value, str) else value
+        if "" in bands:
+            self.fail(f"{value!r} has a band without number or name", param, ctx)
+        return bands
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="geodl-dask")
 def cli() -> None:
@@ -83,6 +108,21 @@ def _run_options(command: Any) -> Any:
             "--workers", type=click.IntRange(min=1), metavar="N",
             help="Worker processes; without it, threads of this one, or one process for each of several GPUs.",
         ),
+        click.option("--mask", metavar="FILE", help="Where the result is wanted: raster or polygons."),
+        click.option("--like", metavar="RASTER", help="Take this raster's grid in the place of the first one's."),
+        click.option("--output-crs", metavar="CRS", help="CRS of the result, such as EPSG:32633."),
+        click.option("--cell-size", type=_CellSize(), help="Of the result, in units of its CRS."),
+        click.option(
+            "--extent", type=float, nargs=4, metavar="XMIN YMIN XMAX YMAX", help="Of the result, in its CRS."
+        ),
+        click.option("--snap-raster", metavar="RASTER", help="Let the result's pixel corners fall on this raster's."),
+        click.option(
+            "--align", type=click.Choice(["warp", "strict"]), default="warp", show_default=True,
+            help="Warp a raster that lies on another grid, or refuse it.",
+        ),
+        click.option(
+            "--resampling", metavar="NAME", default="bilinear", show_default=True, help="How to warp; GDAL's names."
+        ),
         click.option("--chunks", type=_Chunks(), default="auto", show_default=True, help="Side of a block, pixels."),
         click.option("--overwrite", is_flag=True, help="Replace OUT once the new result is whole."),
         _verbosity,
@@ -97,6 +137,8 @@ def _run_options(command: Any) -> Any:
 @click.argument("to_raster", metavar="TO")
 @click.argument("output", metavar="OUT")
 @click.argument("model", metavar="MODEL")
+@click.option("--from-bands", type=_Bands(), help="Bands of FROM by number from 1 or name, in the model's order.")
+@click.option("--to-bands", type=_Bands(), help="The same of TO.")
 @_run_options
 def detect_change_command(from_raster: str, to_raster: str, output: str, model: str, **options: Any) -> None:
     """Classify what changed between the rasters FROM (earlier) and TO (later).
@@ -114,6 +156,7 @@ def detect_change_command(from_raster: str, to_raster: str, output: str, model: 
 @click.argument("raster", metavar="RASTER")
 @click.argument("output", metavar="OUT")
 @click.argument("model", metavar="MODEL")
+@click.option("--bands", type=_Bands(), help="Bands by number from 1 or name, in the model's order.")
 @_run_options
 def classify_command(raster: str, output: str, model: str, **options: Any) -> None:
     """Classify each pixel of RASTER.
@@ -138,6 +181,9 @@ def _run(
     with err.status("Opening the model and the rasters") if not quiet else nullcontext():
         gpus = _gpus(processor_type, gpu_id, workers)
         result = plan(processor=processor_type, **keywords)
+    if not quiet:
+        for account in result.attrs["rasters"]:
+            err.print(account, soft_wrap=True)
     _log_plan(result)
     with _client(workers, gpus, quiet=quiet):
         written = _write_showing_progress(write, result, output, overwrite=overwrite, quiet=quiet)
@@ -337,6 +383,8 @@ def _print_summary(change: xr.DataArray, written: Written, seconds: float) -> No
         )
     out.print(table)
     height, width = change.shape
+    if written.empty_tiles:
+        out.print(f"{written.empty_tiles:,} of {written.tiles:,} tiles were skipped: no valid pixel")
     out.print(f"{written.path}: {width:,} x {height:,} pixels in {seconds:.1f} s")
 
 

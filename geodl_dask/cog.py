@@ -22,7 +22,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.dtypes import dtype_rev
 from rasterio.enums import Resampling
 
-from .blocks import Index, Progress, regular_blocks, store_blocks
+from .blocks import Index, Progress, lattice_of, regular_blocks, store_blocks
 from .classes import ClassTable, list_values
 from .errors import OutputError, RunError
 from .outputs import Written, check_output, growing_output, publish
@@ -90,16 +90,16 @@ def write_cog(
         )
     with growing_output(out) as partial:
         parts = GeoTiffParts(str(partial), grid.transform, (blocks.chunks[0][0], blocks.chunks[1][0]))
-        pixels = store_blocks(blocks, parts, progress)
+        tally = store_blocks(blocks, parts, progress, lattice_of(change, blocks))
         mosaic = partial / "parts.vrt"
-        mosaic.write_text(_mosaic(blocks, parts, grid, list_values(change.attrs, pixels)), encoding="utf-8")
+        mosaic.write_text(_mosaic(blocks, parts, grid, list_values(change.attrs, tally.pixels)), encoding="utf-8")
         finished = partial / "finished.tif"
         try:
             _translate(mosaic, finished)
         except (CPLE_BaseError, rasterio.errors.RasterioError) as error:
             raise RunError(f"{out} could not be put together from its blocks: {error}. Is the disk full?") from error
         publish(finished, out)
-    return Written(out, time.perf_counter() - started, pixels)
+    return Written(out, time.perf_counter() - started, dict(tally.pixels), tally.tiles, tally.empty_tiles)
 
 
 def _translate(mosaic: Path, finished: Path) -> None:

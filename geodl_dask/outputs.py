@@ -27,6 +27,10 @@ class Written:
     """How long it took."""
     pixels: dict[int, int]
     """Pixels by value, nodata among them."""
+    tiles: int
+    """Tiles of the model's lattice; 0 where it is not known."""
+    empty_tiles: int
+    """Of those, how many had no valid pixel in their core, so that the model has not run on them."""
 
 
 def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], *, overwrite: bool) -> Path:

@@ -23,11 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from .devices import Processor
+    from .rasters import GridOptions
 
 __all__ = ["CheckOutExtension", "DeepLearningModelToEcd", "DetectChangeUsingDeepLearning", "env"]
-
-LATER = ("cellSize", "extent", "snapRaster", "mask", "outputCoordinateSystem")
-"""Environments that are known and not followed yet."""
 
 
 @dataclass
@@ -47,16 +45,16 @@ class Environment:
     trustCode: bool = os.environ.get("GEODL_DASK_TRUST_CODE") == "1"  # noqa: N815
     """Whether Python that a model brings may run (ArcGIS always lets it); the environment variable
     GEODL_DASK_TRUST_CODE=1 says so for scripts that must not change."""
-    cellSize: Any = None  # noqa: N815
-    """Not followed yet."""
-    extent: Any = None
-    """Not followed yet."""
-    snapRaster: Any = None  # noqa: N815
-    """Not followed yet."""
-    mask: Any = None
-    """Not followed yet."""
-    outputCoordinateSystem: Any = None  # noqa: N815
-    """Not followed yet."""
+    cellSize: float | str | os.PathLike[str] | None = None  # noqa: N815
+    """Side of a pixel in units of the output's CRS, or a raster whose cell size is meant; None: the from raster's."""
+    extent: str | tuple[float, float, float, float] | os.PathLike[str] | None = None
+    """``"xmin ymin xmax ymax"`` in the output's CRS, or a raster whose extent is meant; None: the from raster's."""
+    snapRaster: str | os.PathLike[str] | None = None  # noqa: N815
+    """The raster whose pixel corners the result's fall on."""
+    mask: str | os.PathLike[str] | None = None
+    """A raster or polygon layer; the result is nodata outside, and where a mask raster is 0 or nodata."""
+    outputCoordinateSystem: str | int | None = None  # noqa: N815
+    """CRS of the result: a well-known id (EPSG code), or text that PROJ reads; None: the from raster's."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         known = [field.name for field in fields(self)]
@@ -89,7 +87,6 @@ def DetectChangeUsingDeepLearning(  # noqa: N802
     from .outputs import check_output
     from .zarr_store import write_zarr
 
-    _refuse_what_comes_later()
     workers = _workers(env.parallelProcessingFactor)
     out = check_output(_placed(out_classified_raster), (".tif", ".tiff", ".zarr"), overwrite=env.overwriteOutput)
     if env.gpuId is not None and (env.processorType or "GPU").upper() == "GPU":
@@ -97,6 +94,7 @@ def DetectChangeUsingDeepLearning(  # noqa: N802
     change = detect_change(
         _placed(from_raster), _placed(to_raster), _placed(in_model_definition), arguments=arguments,
         trust_code=env.trustCode, processor=cast("Processor", (env.processorType or "auto").lower()),
+        mask=None if env.mask is None else _placed(env.mask), **_grid_options(),
     )  # fmt: skip
     write = write_zarr if out.suffix.lower() == ".zarr" else write_cog
     with connect("local", workers=workers):
@@ -141,10 +139,28 @@ def _workers(factor: str | int | None) -> int | None:
     return count or None
 
 
-def _refuse_what_comes_later() -> None:
-    given = [name for name in LATER if getattr(env, name) is not None]
-    if given:
-        raise RequestError(
-            f"env.{', env.'.join(given)} is set, and is not followed yet: the result lies on the from raster's grid. "
-            "Set it to None, and warp or clip the rasters first, for instance with: rio warp, rio clip."
-        )
+def _grid_options() -> GridOptions:
+    """What the environments say of the result's grid."""
+    crs = env.outputCoordinateSystem
+    return {
+        "cell_size": _numbers_or_raster(env.cellSize, "cellSize"),
+        "extent": _numbers_or_raster(env.extent, "extent"),
+        "snap_raster": None if env.snapRaster is None else _placed(env.snapRaster),
+        "output_crs": f"EPSG:{crs}" if str(crs).isdecimal() else cast("str | None", crs),
+    }
+
+
+def _numbers_or_raster(given: Any, name: str) -> Any:
+    """Numbers as numbers, a raster as its path; ArcGIS's words for the default as None."""
+    if given is None or not isinstance(given, str | os.PathLike):
+        return given
+    text = os.fspath(given).strip()
+    if text.upper() in ("", "DEFAULT"):
+        return None
+    if text.upper() in ("MAXOF", "MINOF"):
+        raise RequestError(f"env.{name} is {text}, which is not followed; give numbers or a raster.")
+    try:
+        numbers = tuple(float(each) for each in text.split())
+    except ValueError:
+        return _placed(text)
+    return numbers[0] if len(numbers) == 1 else numbers

@@ -14,7 +14,7 @@ import xarray as xr
 import zarr
 from odc.geo.geobox import GeoBox
 
-from .blocks import Index, Progress, regular_blocks, store_blocks
+from .blocks import Index, Progress, lattice_of, regular_blocks, store_blocks
 from .classes import ClassTable, list_values
 from .errors import OutputError
 from .outputs import Written, check_output, growing_output, publish
@@ -64,10 +64,10 @@ def write_zarr(
         store = partial / out.name
         name = str(change.name or "change")
         _create(change.copy(data=blocks).rename(name), store, block_yx)
-        pixels = store_blocks(blocks, ZarrBlocks(str(store / name), block_yx), progress)
-        _list_found(store, name, list_values(change.attrs, pixels))
+        tally = store_blocks(blocks, ZarrBlocks(str(store / name), block_yx), progress, lattice_of(change, blocks))
+        _list_found(store, name, list_values(change.attrs, tally.pixels))
         publish(store, out)
-    return Written(out, time.perf_counter() - started, pixels)
+    return Written(out, time.perf_counter() - started, dict(tally.pixels), tally.tiles, tally.empty_tiles)
 
 
 def _create(change: xr.DataArray, store: Path, block_yx: tuple[int, int]) -> None:

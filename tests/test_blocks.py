@@ -122,7 +122,7 @@ def test_blocks_that_need_no_other_are_told_from_those_that_do(values):
 
 
 def test_every_block_is_written_once_with_its_pixels(on_client, build, store, values):
-    pixels = store_blocks(build(values), store)
+    pixels = store_blocks(build(values), store).pixels
     assert store.writes() == dict.fromkeys(INDICES, 1)
     written = np.block([[store.block((row, col)) for col in range(3)] for row in range(3)])
     np.testing.assert_array_equal(written, values)
@@ -151,7 +151,7 @@ def test_finished_blocks_are_not_computed_again(build, store, values, done):
 
     array = build(values, note)
     store = FolderOfBlocks(folder, done)
-    pixels = store_blocks(array, store)
+    pixels = store_blocks(array, store).pixels
     missing = set(INDICES) - set(done)
     assert store.writes() == dict.fromkeys(missing, 1)
     assert sum(pixels.values()) == sum(values[row * 8 :, col * 12 :][:8, :12].size for row, col in missing)
@@ -194,7 +194,7 @@ def test_many_blocks_are_put_together_into_few_tasks(monkeypatch, store, values,
 )
 def test_pixels_are_counted_by_value(store, dtype, values):
     array = np.random.default_rng(2).choice(np.array(values, dtype), SHAPE)
-    counted = store_blocks(alone(array), store)
+    counted = store_blocks(alone(array), store).pixels
     assert counted == dict(zip(*(each.tolist() for each in np.unique(array, return_counts=True)), strict=True))
     assert {type(key) for key in counted} <= {int, bool}
 
@@ -311,4 +311,4 @@ def test_blocks_become_of_one_size_but_for_the_last(values, chunks, regular):
 
 def test_computed_raster_has_blocks_too(store, values):
     array = regular_blocks(xr.DataArray(values))
-    assert sum(store_blocks(array, store).values()) == values.size
+    assert sum(store_blocks(array, store).pixels.values()) == values.size

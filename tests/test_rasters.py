@@ -329,7 +329,6 @@ def test_pixels_that_are_no_real_numbers_are_refused(tmp_path, image, dtype):
         (lambda array: array.expand_dims("time"), "at most one band dimension"),
         (lambda array: array[0, 0].drop_vars("y"), "evenly spaced y, x"),
         (lambda array: array.drop_vars(["y", "x", "spatial_ref"]), "evenly spaced y, x"),
-        (lambda array: array.to_dataset(name="image"), "is a Dataset"),
         (lambda array: array.values, "is a ndarray"),
         (lambda array: None, "is a NoneType"),
     ],
