@@ -142,10 +142,12 @@ def test_xarray_goes_on_with_the_result_and_computes_only_what_it_needs(models, 
 def test_rasters_that_do_not_fit_are_refused(models, pair, pixels, tmp_path):
     half_a_pixel = TRANSFORM @ Affine.translation(0.5, 0)
     shifted = write_raster(tmp_path / "shifted.tif", pixels[1], transform=half_a_pixel)
-    with pytest.raises(GridMismatchError, match="do not share a grid"):
-        gd.detect_change(pair[0], shifted, models["pt2"])
+    with pytest.raises(GridMismatchError, match="align is strict"):
+        gd.detect_change(pair[0], shifted, models["pt2"], align="strict")
+    with pytest.raises(TypeError, match="no keyword 'chunk'"):
+        gd.detect_change(*pair, models["pt2"], chunk=4)
     one_band = write_raster(tmp_path / "one.tif", pixels[1][:1])
-    with pytest.raises(RasterInputError, match=r"1 band\(s\), from_raster 3"):
+    with pytest.raises(RasterInputError, match=r"from_raster has 3 band\(s\) .*to_raster 1"):
         gd.detect_change(pair[0], one_band, models["pt2"])
 
 

@@ -153,10 +153,28 @@ def test_code_is_not_run_without_trust(tmp_path, pair, model, environment):
         tools.DetectChangeUsingDeepLearning(*pair, tmp_path / "o.tif", model)
 
 
-@pytest.mark.parametrize("name", tools.LATER)
-def test_environments_that_come_later_are_refused(name, tmp_path, pair, model, environment):
-    setattr(environment, name, "something")
-    with pytest.raises(RequestError, match=f"env.{name} is set"):
+def test_environments_of_the_grid_are_followed(tmp_path, pair, model, environment):
+    with rasterio.open(pair[0]) as dataset:
+        bounds, side = dataset.bounds, dataset.res[0]
+        crs = dataset.crs
+    environment.extent = f"{bounds.left + 3 * side} {bounds.bottom} {bounds.right} {bounds.top - 5 * side}"
+    environment.cellSize = str(2 * side)
+    environment.snapRaster = str(pair[0])
+    environment.outputCoordinateSystem = crs.to_epsg()
+    environment.mask = str(pair[0])
+    out = tools.DetectChangeUsingDeepLearning(*pair, tmp_path / "o.tif", model)
+    with rasterio.open(out) as dataset:
+        assert (dataset.res, dataset.crs) == ((2 * side, 2 * side), crs)
+        # The corner that the snap raster has at or before the one that was asked for.
+        assert dataset.bounds.left == bounds.left + 2 * side
+        assert dataset.bounds.top == bounds.top - 4 * side
+        assert dataset.read(1).any()
+
+
+@pytest.mark.parametrize(("name", "value"), [("extent", "MAXOF"), ("cellSize", "MINOF")])
+def test_words_for_several_rasters_are_refused(name, value, tmp_path, pair, model, environment):
+    setattr(environment, name, value)
+    with pytest.raises(RequestError, match=f"env.{name} is {value}"):
         tools.DetectChangeUsingDeepLearning(*pair, tmp_path / "o.tif", model)
 
 

@@ -108,11 +108,11 @@ def share_covered(source: GeoBox, target: GeoBox) -> float:
     else:
         ours, theirs = target.geographic_extent, source.geographic_extent
     share = float((ours & theirs).area / ours.area) if ours.is_valid and theirs.is_valid else 0.0
-    if share:
+    if share or same_crs(source.crs, target.crs):
         return min(share, 1.0)
     # Outlines break where they run round a pole or over the edge of the world; points do not.
     rows, cols = _pixels_of(source, target)
-    return float(np.mean((rows >= 0) & (rows <= source.shape.y) & (cols >= 0) & (cols <= source.shape.x)))
+    return float(np.mean((rows > 0) & (rows < source.shape.y) & (cols > 0) & (cols < source.shape.x)))
 
 
 def shrink_factor(source: GeoBox, target: GeoBox) -> tuple[float, float]:
