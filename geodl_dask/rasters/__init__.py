@@ -26,6 +26,7 @@ from .placing import find_move, move_raster
 from .sources import find_source
 from .warping import Warp
 from .windows import Chunks, WindowedRaster, chunked
+from .zarr_raster import open_store
 
 __all__ = [
     "Bands", "Chunks", "GridOptions", "GridRequest", "Raster", "RasterArray", "RasterFile", "RasterLike", "RasterStack",
@@ -148,7 +149,10 @@ def open_raster(raster: Any, role: str = "raster", bands: Bands = None) -> Raste
         return describe_array(raster, role, bands)
     if isinstance(raster, str | os.PathLike):
         text = os.fspath(raster)
-        return open_file(find_source(text, role), text, role, bands)
+        source = find_source(text, role)
+        if source.is_zarr:
+            return open_store(source.dataset, source.choice, text, role, bands)
+        return open_file(source, text, role, bands)
     raise RasterInputError(f"{role} is a {type(raster).__name__}; a path, a URL or an xarray DataArray is needed.")
 
 

@@ -47,14 +47,29 @@ class RasterArray:
         return self.pixels.rechunk(((len(self.band_names),), *chunks)), self.valid.rechunk(chunks)
 
 
-def describe_array(array: xr.DataArray | xr.Dataset, role: str, bands: Bands) -> RasterArray:
-    """A DataArray, or the one variable of a Dataset, as a raster; nothing is computed.
+@dataclass(frozen=True)
+class ArrayLayout:
+    """How the dimensions of a DataArray are those of a raster."""
 
-    Raises RasterInputError or BandCountError.
-    """
-    if isinstance(array, xr.Dataset):
-        array, bands = _variable_of(array, role, bands)
-    name = f"{role} {array.name}" if array.name else f"{role} (DataArray)"
+    grid: GeoBox
+    """CRS, affine transform and shape."""
+    band_dim: str | None
+    """Along which the bands lie; None for one band."""
+    dims_yx: tuple[str, str]
+    """Of the rows and of the columns."""
+    band_names: tuple[str, ...]
+    """One for each band."""
+    nodata: float | None
+    """The value that means no observation."""
+
+    def ordered(self, array: xr.DataArray) -> xr.DataArray:
+        """The array, or a part of it, as (band, y, x)."""
+        array = array.expand_dims("band") if self.band_dim is None else array
+        return array.transpose(self.band_dim or "band", *self.dims_yx)
+
+
+def layout_of(array: xr.DataArray, name: str) -> ArrayLayout:
+    """How an array is a raster; nothing but its coordinates is read. Raises RasterInputError where it is none."""
     grid, spatial = array.odc.geobox, array.odc.spatial_dims
     if not isinstance(grid, GeoBox) or not all(_is_evenly_spaced(array[dim].values) for dim in spatial):
         raise RasterInputError(
@@ -66,16 +81,25 @@ def describe_array(array: xr.DataArray | xr.Dataset, role: str, bands: Bands) ->
     if len(rest) > 1:
         raise RasterInputError(f"{name} has dimensions {array.dims}; y, x and at most one band dimension are needed.")
     require_real(array.dtype, name)
-    names = _band_names(array, rest)
+    return ArrayLayout(grid, rest[0] if rest else None, spatial, _band_names(array, rest), _nodata_of(array))
+
+
+def describe_array(array: xr.DataArray | xr.Dataset, role: str, bands: Bands) -> RasterArray:
+    """A DataArray, or the one variable of a Dataset, as a raster; nothing is computed.
+
+    Raises RasterInputError or BandCountError.
+    """
+    if isinstance(array, xr.Dataset):
+        array, bands = _variable_of(array, role, bands)
+    name = f"{role} {array.name}" if array.name else f"{role} (DataArray)"
+    layout = layout_of(array, name)
+    names = layout.band_names
     chosen = list(choose_bands(bands, names, name))
-    ordered = array.expand_dims("band") if not rest else array
-    ordered = ordered.transpose(*(rest or ["band"]), *spatial)
+    ordered = layout.ordered(array)
     pixels = da.asarray(ordered.data)[chosen] if bands is not None else da.asarray(ordered.data)
     pixels = pixels.rechunk({0: len(chosen)})
-    valid = pixels.map_blocks(
-        validity_by_nodata, _nodata_of(array), drop_axis=0, dtype=bool, meta=np.empty((0, 0), bool)
-    )
-    return RasterArray(name, "DataArray", grid, tuple(names[each] for each in chosen), pixels, valid)
+    valid = pixels.map_blocks(validity_by_nodata, layout.nodata, drop_axis=0, dtype=bool, meta=np.empty((0, 0), bool))
+    return RasterArray(name, "DataArray", layout.grid, tuple(names[each] for each in chosen), pixels, valid)
 
 
 def _variable_of(dataset: xr.Dataset, role: str, bands: Bands) -> tuple[xr.DataArray, Bands]:

@@ -1,4 +1,4 @@
-"""A folder or a glob of GeoTIFFs -> one raster."""
+"""Several rasters -> one: side by side from a folder or a glob, or as bands of one."""
 
 from __future__ import annotations
 
@@ -53,4 +53,16 @@ def mosaic_of_members(members: Sequence[Member], role: str) -> str:
     bands = members[0].bands
     return virtual_raster(
         [Layer(band.name, tuple((member, member.bands[at]) for member in members)) for at, band in enumerate(bands)]
+    )
+
+
+def stack_of_members(members: Sequence[Member], names: Sequence[str], role: str) -> str:
+    """What GDAL opens for the bands of rasters, one raster after the other. Raises RasterInputError."""
+    require_one_lattice(members, role)
+    return virtual_raster(
+        [
+            Layer(name if len(member.bands) == 1 else f"{name}_{band.name or band.number}", ((member, band),))
+            for member, name in zip(members, names, strict=True)
+            for band in member.bands
+        ]
     )

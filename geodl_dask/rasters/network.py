@@ -29,9 +29,8 @@ GDAL_SETTINGS = {
     "GDAL_HTTP_LOW_SPEED_TIME": "60",
     "GDAL_HTTP_MAX_RETRY": "3",
     "GDAL_HTTP_RETRY_DELAY": "0.5",
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
 }
-"""Under which GDAL reads what is remote: it gives up in time, tries again, and lists no folders."""
+"""Under which GDAL reads what is remote: it gives up in time, and tries again."""
 
 
 def gdal_name(url: str) -> str:
@@ -69,8 +68,11 @@ def parse_json(content: bytes, name: str, role: str) -> dict[str, Any]:
     return document
 
 
-def require_rangeable(url: str, role: str) -> None:
-    """See that a file is there and can be read in parts. Raises RasterNotFoundError or RasterInputError."""
+def require_rangeable(url: str, role: str) -> str:
+    """The content type of a file, which is there and, unless it is JSON, can be read in parts.
+
+    Raises RasterNotFoundError or RasterInputError.
+    """
     with _answer(url, role, {"Range": "bytes=0-511"}) as answer:
         kind = answer.headers.get_content_type()
         if kind == "text/html":
@@ -78,11 +80,12 @@ def require_rangeable(url: str, role: str) -> None:
                 f"{role} {url} is a web page (text/html); the address of a raster file or of a service is needed. "
                 "Does it ask for a login?"
             )
-        if answer.status != 206 and answer.headers.get("Accept-Ranges", "none") == "none":
+        if "json" not in kind and answer.status != 206 and answer.headers.get("Accept-Ranges", "none") == "none":
             raise RasterInputError(
                 f"{role} {url}: the server hands out whole files only (no range requests), so it cannot be read in "
                 "windows. Download it first."
             )
+        return kind
 
 
 def _answer(url: str, role: str, headers: dict[str, str] | None = None) -> HTTPResponse:

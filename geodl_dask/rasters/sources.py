@@ -12,9 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import rasterio
+import rasterio.errors
+
 from ..errors import RasterNotFoundError
+from . import netcdf, stac
 from .mosaic import files_of_folder, files_of_pattern, mosaic_of_files
 from .network import CLOUDS, gdal_name, require_rangeable
+
+ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
+"""Of which a Zarr group's folder has one."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +29,13 @@ class Source:
     """A raster, before anybody has opened it."""
 
     dataset: str
-    """What GDAL opens: a path, a URL, a prefixed name or XML text."""
+    """What GDAL opens: a path, a URL, a prefixed name or XML text. Or a Zarr store."""
     kind: str
     """What the text was taken for, for people; empty where GDAL's driver says it."""
+    is_zarr: bool = False
+    """Whether it is a Zarr store, which GDAL does not read here."""
+    choice: str = ""
+    """Of a Zarr store: the variables, with commas between them."""
 
 
 def find_source(text: str, role: str) -> Source:
@@ -34,13 +45,16 @@ def find_source(text: str, role: str) -> Source:
     """
     if text.lstrip().startswith("<") or text.startswith("/vsi"):
         return Source(text.strip(), "")
+    place, choice = _split(text)
     scheme = urlsplit(text).scheme.lower()
+    if scheme in ("http", "https", *CLOUDS) and urlsplit(place).path.rstrip("/").endswith(".zarr"):
+        return Source(place, "", is_zarr=True, choice=choice)
     if scheme in ("http", "https"):
-        return _of_url(text, role)
+        return _of_url(place, choice, role)
     if scheme in CLOUDS:
-        return Source(gdal_name(text), "")
-    if text and Path(text).exists():
-        return _of_path(Path(text), role)
+        return _of_cloud(text, role)
+    if place and Path(place).exists():
+        return _of_path(Path(place), choice, role)
     if re.match(r"[A-Za-z][A-Za-z0-9_+]+:", text):  # one letter is a drive
         return Source(text, "")
     if glob.has_magic(text):
@@ -48,12 +62,36 @@ def find_source(text: str, role: str) -> Source:
     raise RasterNotFoundError(f"{role} {text or repr(text)} does not exist (looked in {Path.cwd()}).")
 
 
-def _of_path(path: Path, role: str) -> Source:
+def _split(text: str) -> tuple[str, str]:
+    """The place, and what was chosen of it, which stands after the last ``#``."""
+    place, mark, choice = text.rpartition("#")
+    return (place, choice) if mark and not Path(text).exists() else (text, "")
+
+
+def _of_path(path: Path, choice: str, role: str) -> Source:
     if path.is_dir():
+        if path.suffix == ".zarr" or any((path / mark).exists() for mark in ZARR_MARKS):
+            return Source(str(path.absolute()), "", is_zarr=True, choice=choice)
         return Source(*mosaic_of_files(files_of_folder(path, role), role))
-    return Source(str(path.absolute()), "")  # workers may stand in another folder
+    if path.suffix.lower() in netcdf.SUFFIXES:
+        return Source(*netcdf.variables_of_file(path, choice, role))
+    found = stac.assets_of_json(str(path), choice, role) if path.suffix.lower() in stac.SUFFIXES else None
+    return Source(*found) if found else Source(str(path.absolute()), "")  # workers may stand in another folder
 
 
-def _of_url(url: str, role: str) -> Source:
-    require_rangeable(url, role)
-    return Source(gdal_name(url), "")
+def _of_url(url: str, choice: str, role: str) -> Source:
+    content_type = require_rangeable(url, role)
+    found = stac.assets_of_json(url, choice, role) if "json" in content_type else None
+    return Source(*found) if found else Source(gdal_name(url), "")
+
+
+def _of_cloud(url: str, role: str) -> Source:
+    dataset = gdal_name(url)
+    try:
+        with rasterio.open(dataset):
+            return Source(dataset, "")
+    except rasterio.errors.RasterioIOError as error:
+        raise RasterNotFoundError(
+            f"{role} {url} cannot be opened: {error}. Check the name, and the storage's settings in the environment "
+            "(for S3 the AWS_* variables: keys or AWS_NO_SIGN_REQUEST=YES, AWS_REGION, AWS_S3_ENDPOINT=host:port)."
+        ) from error
