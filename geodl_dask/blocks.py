@@ -25,7 +25,7 @@ from dask.delayed import delayed
 from dask.system import CPU_COUNT
 from distributed import Client, as_completed, default_client
 
-from .errors import BlockFailedError
+from .errors import BlockFailedError, OutputError
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,15 @@ def store_blocks(
 
 
 def regular_blocks(change: xr.DataArray) -> da.Array:
-    """The data of a DataArray (y, x), lazy or computed, in blocks of one size but for the last ones."""
+    """The data of a DataArray (y, x), lazy or computed, in blocks of one size but for the last ones.
+
+    Raises OutputError for other dimensions.
+    """
+    if change.dims != ("y", "x"):
+        raise OutputError(
+            f"The raster to write has dimensions {change.dims}; ('y', 'x') are needed. See its methods transpose, "
+            "squeeze and rename."
+        )
     array = da.asarray(change.data)
     sizes = tuple(max(lengths) for lengths in array.chunks)
     return array.rechunk(sizes)

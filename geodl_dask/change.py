@@ -81,7 +81,7 @@ def detect_change(
     stack = open_pair(from_raster, to_raster, request_grid(grid), from_bands=from_bands, to_bands=to_bands, mask=mask)
     places = {"from_raster": stack.rasters[0].name, "to_raster": stack.rasters[1].name}
     inference = _plan(stack, model, arguments, trust_code, runner, processor, chunks)
-    return _label(_build(inference, stack), "change", places, inference, stack)
+    return _label(_build(inference, stack), "change", places | _paths(mask=mask, **grid), inference, stack)
 
 
 def classify_raster(
@@ -104,7 +104,14 @@ def classify_raster(
     """
     stack = open_single(raster, request_grid(grid), bands=bands, mask=mask)
     inference = _plan(stack, model, arguments, trust_code, runner, processor, chunks)
-    return _label(_build(inference, stack), "class", {"raster": stack.rasters[0].name}, inference, stack)
+    places = {"raster": stack.rasters[0].name} | _paths(mask=mask, **grid)
+    return _label(_build(inference, stack), "class", places, inference, stack)
+
+
+def _paths(*, mask: Any = None, like: Any = None, snap_raster: Any = None, **others: Any) -> dict[str, str]:
+    """What else is read, where it was given as a path."""
+    given = {"mask": mask, "like": like, "snap_raster": snap_raster}
+    return {name: os.fspath(each) for name, each in given.items() if isinstance(each, str | os.PathLike)}
 
 
 def _plan(

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from . import __version__
 from .ecd import EcdError
-from .errors import DeviceError, GeodlError, OutputExistsError, RequestError
+from .errors import DeviceError, GeodlError, RequestError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -149,7 +149,8 @@ def detect_change_command(from_raster: str, to_raster: str, output: str, model: 
     with _manners(options["verbose"]):
         from .change import detect_change
 
-        _run(partial(detect_change, from_raster, to_raster, model), output, (from_raster, to_raster, model), **options)
+        places = {"from_raster": from_raster, "to_raster": to_raster, "model": model}
+        _run(partial(detect_change, from_raster, to_raster, model), output, places, **options)
 
 
 @cli.command("classify")
@@ -167,17 +168,16 @@ def classify_command(raster: str, output: str, model: str, **options: Any) -> No
     with _manners(options["verbose"]):
         from .change import classify_raster
 
-        _run(partial(classify_raster, raster, model), output, (raster, model), **options)
+        _run(partial(classify_raster, raster, model), output, {"raster": raster, "model": model}, **options)
 
 
 def _run(
-    plan: Callable[..., xr.DataArray], output: str, inputs: tuple[str, ...], *, workers: int | None, gpu_id: int | None,
+    plan: Callable[..., xr.DataArray], output: str, places: dict[str, str], *, workers: int | None, gpu_id: int | None,
     overwrite: bool, quiet: bool, verbose: int, processor_type: str, **keywords: Any,
 ) -> None:  # fmt: skip
     """Plan, compute, write, sum up. ``plan`` takes the processor and ``keywords``."""
     started = time.perf_counter()
-    write = _writer_of(output, overwrite=overwrite)
-    _refuse_input_as_output(output, *inputs)
+    write = _writer_of(output, overwrite=overwrite, provenance={**places, **keywords})
     with err.status("Opening the model and the rasters") if not quiet else nullcontext():
         gpus = _gpus(processor_type, gpu_id, workers)
         result = plan(processor=processor_type, **keywords)
@@ -322,11 +322,11 @@ def _client(workers: int | None, gpus: tuple[str, ...], *, quiet: bool) -> Itera
         yield
 
 
-def _writer_of(output: str, *, overwrite: bool) -> Any:
+def _writer_of(output: str, *, overwrite: bool, provenance: dict[str, Any] | None = None) -> Any:
     """The writer that the output's ending asks for, once it is clear that the output may be written."""
     from .outputs import check_output
 
-    path = check_output(output, (".tif", ".tiff", ".zarr"), overwrite=overwrite)
+    path = check_output(output, (".tif", ".tiff", ".zarr"), overwrite=overwrite, provenance=provenance)
     if path.suffix.lower() == ".zarr":
         from .zarr_store import write_zarr
 
@@ -334,11 +334,6 @@ def _writer_of(output: str, *, overwrite: bool) -> Any:
     from .cog import write_cog
 
     return write_cog
-
-
-def _refuse_input_as_output(output: str, *inputs: str) -> None:
-    if Path(output).resolve() in [Path(each).resolve() for each in inputs if Path(output).name == Path(each).name]:
-        raise OutputExistsError(f"The output {output} is one of the inputs; choose another name.")
 
 
 def _log_plan(change: xr.DataArray) -> None:

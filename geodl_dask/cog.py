@@ -82,13 +82,13 @@ def write_cog(
     before stays until the new one is whole.
     """
     started = time.perf_counter()
-    out = check_output(path, (".tif", ".tiff"), overwrite=overwrite)
-    grid, blocks = change.odc.geobox, regular_blocks(change)
+    out = check_output(path, (".tif", ".tiff"), overwrite=overwrite, provenance=change.attrs)
+    blocks, grid = regular_blocks(change), change.odc.geobox
     if not isinstance(grid, GeoBox) or grid.crs is None:
         raise OutputError(
             "The change raster has no CRS or no evenly spaced y, x coordinates; it cannot be placed on a map."
         )
-    with growing_output(out) as partial:
+    with growing_output(out, overwrite=overwrite) as partial:
         parts = GeoTiffParts(str(partial), grid.transform, (blocks.chunks[0][0], blocks.chunks[1][0]))
         tally = store_blocks(blocks, parts, progress, lattice_of(change, blocks))
         mosaic = partial / "parts.vrt"
@@ -98,7 +98,7 @@ def write_cog(
             _translate(mosaic, finished)
         except (CPLE_BaseError, rasterio.errors.RasterioError) as error:
             raise RunError(f"{out} could not be put together from its blocks: {error}. Is the disk full?") from error
-        publish(finished, out)
+        publish(finished, out, overwrite=overwrite)
     return Written(out, time.perf_counter() - started, dict(tally.pixels), tally.tiles, tally.empty_tiles)
 
 

@@ -2,19 +2,29 @@
 
 A result grows in ``OUT.partial`` beside ``OUT`` and is renamed when it is whole. So nothing half
 written ever stands under the name that was asked for, and an old result stays until the new one is
-whole.
+whole. One run at a time writes there: it holds a lock, which the system takes back however the run
+ends.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import Any
 
-from .errors import OutputError, OutputExistsError
+from filelock import FileLock, Timeout
+
+from .errors import OutputError, OutputExistsError, RunError
+
+_LOCK, _OWNER = "lock", "owner"
+_INPUTS = ("from_raster", "to_raster", "raster", "model", "mask", "like", "snap_raster")
+_ZARR_RECORDS = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")
 
 
 @dataclass(frozen=True)
@@ -33,11 +43,19 @@ class Written:
     """Of those, how many had no valid pixel in their core, so that the model has not run on them."""
 
 
-def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], *, overwrite: bool) -> Path:
+def check_output(
+    path: str | os.PathLike[str],
+    suffixes: tuple[str, ...],
+    *,
+    overwrite: bool,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
     """The output's absolute path, if a result may be written there.
 
-    Raises OutputError for another suffix or a folder that is not there, OutputExistsError where
-    something stands under that name, or an interrupted run left its part, and overwriting was not asked for.
+    provenance : the result's attributes, which name its inputs.
+    Raises OutputError for another suffix or a folder that is not there, OutputExistsError for what stands under that
+    name, or was left by an interrupted run, and overwriting was not asked for; and, even if it was, for an input, or
+    a folder that is no Zarr store.
     """
     out = Path(path).absolute()
     if out.suffix.lower() not in suffixes:
@@ -46,12 +64,22 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...], *, ove
         raise OutputError(f"The folder {out.parent} of the output does not exist; make it first.")
     if not os.access(out.parent, os.W_OK):
         raise OutputError(f"The folder {out.parent} of the output cannot be written to.")
+    partial = partial_of(out)
     for standing, what in (
         (out, "exists"),
-        (partial_of(out), "is what an interrupted run left, or one that is running"),
+        (partial, f"is what an interrupted run left, or one that is running{_owner_in_words(partial)}"),
     ):
-        if standing.exists() and not overwrite:
+        if os.path.lexists(standing) and not overwrite:
             raise OutputExistsError(f"{standing} {what}. Choose another name, or say --overwrite (overwrite=True).")
+    named = (str(provenance[key]) for key in _INPUTS if provenance.get(key)) if provenance else ()
+    if any(_share_files(out, Path(each)) for each in named):
+        raise OutputExistsError(
+            f"The output {path} is one of the inputs, lies in one or holds one; choose another name."
+        )
+    if not _is_replaceable(out):
+        raise OutputExistsError(
+            f"{out} is a folder, and not a Zarr store that a result may replace. Choose another name, or remove it."
+        )
     return out
 
 
@@ -61,21 +89,99 @@ def partial_of(out: Path) -> Path:
 
 
 @contextmanager
-def growing_output(out: Path) -> Iterator[Path]:
-    """An empty folder for the parts of ``out``; gone afterwards, whether the run went well or not."""
+def growing_output(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder for the parts of ``out``, without those of an earlier run; gone afterwards, however the run went.
+
+    Raises OutputExistsError where another run is writing there, or has left its parts and overwriting was not asked
+    for.
+    """
     partial = partial_of(out)
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir()
     try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(exist_ok=overwrite)
+    except FileExistsError as error:
+        raise OutputExistsError(f"{partial} is there already{_owner_in_words(partial)}; remove it.") from error
+    host, process = _owner_of(partial)
+    if host not in (None, socket.gethostname()):  # not every network file system tells of another machine's locks
+        raise OutputExistsError(
+            f"Process {process} on {host} is writing {out}, or was. If it has ended, remove {partial}."
+        )
+    try:
+        held = FileLock(partial / _LOCK).acquire(timeout=0)
+    except Timeout as error:
+        raise OutputExistsError(
+            f"Another run{_owner_in_words(partial)} is writing {out}. Wait for its end, or choose another name."
+        ) from error
+    with held:
+        for left in partial.iterdir():
+            if left.name != _LOCK:
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        (partial / _OWNER).write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
-def publish(finished: Path, out: Path) -> None:
-    """Give what has grown inside `growing_output`, a file or folder, its name, in the place of what stood there."""
-    # Only a file takes the place of a file in one step.
-    if os.path.lexists(out) and (out.is_dir() or finished.is_dir()):
-        out.replace(finished.with_name("old"))
-    finished.replace(out)
+def publish(finished: Path, out: Path, *, overwrite: bool) -> None:
+    """Give what has grown inside `growing_output`, a file or folder, its name, in the place of what may be replaced.
+
+    Raises RunError where something else has come there meanwhile: it stays, and the result gets a name beside it.
+    """
+    if overwrite and _is_replaceable(out):
+        # Only a file takes the place of a file in one step.
+        if os.path.lexists(out) and (out.is_dir() or finished.is_dir()):
+            out.replace(finished.with_name("old"))
+        finished.replace(out)
+        return
+    place, numbers = out, count(2)
+    while not _take_free_name(finished, place):
+        place = out.with_name(f"{out.stem}.{next(numbers)}{out.suffix}")
+    if place != out:
+        raise RunError(f"{out} has come there since the run began, and stays as it is. The result is {place}.")
+
+
+def _take_free_name(finished: Path, place: Path) -> bool:
+    """Rename, unless something stands there: then False."""
+    if not finished.is_dir():
+        try:
+            place.hardlink_to(finished)  # unlike a rename, never replaces what has just come there
+            return True
+        except OSError:  # it exists, or the file system has no hard links
+            pass
+    if os.path.lexists(place):
+        return False
+    finished.rename(place)
+    return True
+
+
+def _is_replaceable(out: Path) -> bool:
+    """Whether nothing is lost with what stands there but an earlier result."""
+    if not out.is_dir():
+        return True
+    is_store = any((out / name).is_file() for name in _ZARR_RECORDS) or not any(out.iterdir())
+    return out.suffix.lower() == ".zarr" and is_store
+
+
+def _share_files(out: Path, given: Path) -> bool:
+    """Whether writing ``out`` would replace an input, a file of an input that is a folder, or what holds an input."""
+    try:
+        given_place, out_place = given.resolve(), out.resolve()
+        return any(each.samefile(out) for each in (given_place, *given_place.parents)) or any(
+            each.samefile(given) for each in out_place.parents
+        )
+    except (OSError, ValueError):  # one of them is not there, or not a path at all
+        return False
+
+
+def _owner_of(partial: Path) -> tuple[str | None, str]:
+    """Host and process of the run that writes in ``partial``, or did; None where that is not known."""
+    try:
+        host, _, process = (partial / _OWNER).read_text(encoding="utf-8").partition(" ")
+    except OSError:
+        return None, ""
+    return host, process
+
+
+def _owner_in_words(partial: Path) -> str:
+    host, process = _owner_of(partial)
+    return f" (process {process} on {host})" if host else ""

@@ -57,16 +57,16 @@ def write_zarr(
     Raises OutputError, OutputExistsError or BlockFailedError; what was there before stays until the new one is whole.
     """
     started = time.perf_counter()
-    out = check_output(path, (".zarr",), overwrite=overwrite)
+    out = check_output(path, (".zarr",), overwrite=overwrite, provenance=change.attrs)
     blocks = regular_blocks(change)
     block_yx = (blocks.chunks[0][0], blocks.chunks[1][0])
-    with growing_output(out) as partial:
+    with growing_output(out, overwrite=overwrite) as partial:
         store = partial / out.name
         name = str(change.name or "change")
         _create(change.copy(data=blocks).rename(name), store, block_yx)
         tally = store_blocks(blocks, ZarrBlocks(str(store / name), block_yx), progress, lattice_of(change, blocks))
         _list_found(store, name, list_values(change.attrs, tally.pixels))
-        publish(store, out)
+        publish(store, out, overwrite=overwrite)
     return Written(out, time.perf_counter() - started, dict(tally.pixels), tally.tiles, tally.empty_tiles)
 
 

@@ -109,6 +109,11 @@ def test_attributes_hold_the_class_table_and_where_the_result_is_from(models, pa
     assert len(attrs["model_digest"]) == 64
 
 
+def test_attributes_name_what_else_is_read(models, pair):
+    attrs = gd.detect_change(*pair, models["pt"], mask=pair[1], like=str(pair[0])).attrs
+    assert (attrs["mask"], attrs["like"], "snap_raster" in attrs) == (str(pair[1]), str(pair[0]), False)
+
+
 def test_nodata_of_either_date_is_nodata_of_the_result(models, pair, pixels, tmp_path):
     holes = np.random.default_rng(0).random((2, 1, 83, 109)) < 0.1
     rasters = [

@@ -211,6 +211,7 @@ def test_input_is_never_overwritten(inputs, tmp_path):
     before = listing(tmp_path)
     words = ("detect-change", str(mine), inputs["to"], os.path.relpath(mine), inputs["model"], "--overwrite")
     check_refusal(ask(*words), "is one of the inputs")
+    check_refusal(detect(inputs, mine, "--overwrite", "--mask", str(mine)), "is one of the inputs")
     assert listing(tmp_path) == before
 
 
@@ -226,8 +227,7 @@ def test_installed_command_refuses_without_traceback(inputs, tmp_path):
 
 @pytest.mark.parametrize(("output", "workers"), [("change.tif", ()), ("change.zarr", ("--workers", "2"))])
 def test_failed_block_ends_the_run_and_the_old_output_stays(output, workers, inputs, tmp_path):
-    (tmp_path / output).mkdir()
-    (tmp_path / output / "mine").write_text("kept")
+    (tmp_path / output).write_text("kept")
     before = listing(tmp_path)
     words = (inputs["half"], inputs["whole"], str(tmp_path / output), inputs["model"])
     done = run_command("detect-change", *words, "--overwrite", "--quiet", "--chunks", "64", *workers)
@@ -310,8 +310,8 @@ def test_verbose_shows_where_an_error_comes_from(inputs, tmp_path):
 
 def test_overwrite_replaces_the_output(inputs, tmp_path):
     for output in OUTPUTS:
-        (tmp_path / output).mkdir()
-        (tmp_path / output / "mine").write_text("gone")
+        (tmp_path / output).write_text("gone")
+        assert detect(inputs, tmp_path / output, "--overwrite").exit_code == 0
         assert detect(inputs, tmp_path / output, "--overwrite").exit_code == 0
     np.testing.assert_array_equal(*(read(tmp_path / output) for output in OUTPUTS))
     assert sorted(tmp_path.iterdir()) == [tmp_path / output for output in OUTPUTS]

@@ -133,7 +133,8 @@ def test_overwrite_replaces_everything_and_leaves_other_files(tmp_path, small):
     for name in MADE - {"change.zarr"}:
         (tmp_path / name).write_text("old")
     (tmp_path / "change.zarr").mkdir()
-    (tmp_path / "change.zarr" / "old").touch()
+    for name in ("zarr.json", "old"):
+        (tmp_path / "change.zarr" / name).touch()
     (tmp_path / "mine.txt").write_text("kept")
     result = CliRunner().invoke(cli, ["demo", str(tmp_path), "--overwrite", "--quiet"])
     assert (result.exit_code, result.output) == (0, "")

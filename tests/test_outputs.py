@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from geodl_dask.errors import OutputError, OutputExistsError
+from geodl_dask.errors import OutputError, OutputExistsError, RunError
 from geodl_dask.outputs import check_output, growing_output, partial_of, publish
 
 TIF = (".tif", ".tiff")
@@ -71,24 +75,128 @@ def test_standing_output_or_part_is_refused_unless_overwriting(tmp_path, kind, s
     standing = make(tmp_path / f"change.tif{suffix}", kind, "old")
     with pytest.raises(OutputExistsError, match=f"{standing.name} .*--overwrite"):
         check_output(tmp_path / "change.tif", TIF, overwrite=False)
-    assert check_output(tmp_path / "change.tif", TIF, overwrite=True) == tmp_path / "change.tif"
+    if (kind, suffix) != ("folder", ""):
+        assert check_output(tmp_path / "change.tif", TIF, overwrite=True) == tmp_path / "change.tif"
     assert content_of(standing) == "old"
 
 
-def test_output_grows_in_an_empty_folder_beside_it(tmp_path):
+@pytest.mark.parametrize("name", ["change.tif", "change.zarr"])
+def test_folder_of_the_users_is_never_replaced(tmp_path, name):
+    make(tmp_path / name, "folder", "precious")
+    with pytest.raises(OutputExistsError, match="is a folder, and not a Zarr store"):
+        check_output(tmp_path / name, (".tif", ".zarr"), overwrite=True)
+    assert content_of(tmp_path / name) == "precious"
+
+
+@pytest.mark.parametrize("record", ["zarr.json", ".zgroup", None])
+def test_zarr_store_and_empty_folder_may_be_replaced_by_a_store_alone(tmp_path, record):
+    for name in ("change.zarr", "change.tif"):
+        (tmp_path / name).mkdir()
+        if record:
+            (tmp_path / name / record).write_text("{}")
+    assert check_output(tmp_path / "change.zarr", (".zarr",), overwrite=True)
+    with pytest.raises(OutputExistsError, match="is a folder"):
+        check_output(tmp_path / "change.tif", TIF, overwrite=True)
+
+
+@pytest.mark.parametrize("key", ["from_raster", "to_raster", "raster", "model", "mask", "like", "snap_raster"])
+def test_input_is_never_the_output_by_whatever_name(tmp_path, monkeypatch, key):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    mine = make(tmp_path / "folder" / "mine.tif", "file", "mine")
+    (tmp_path / "link.tif").symlink_to(mine)
+    (tmp_path / "hard.tif").hardlink_to(mine)
+    make(tmp_path / "other.tif", "file", "other")
+    for given in ("folder/mine.tif", "link.tif", "hard.tif", "folder/../hard.tif", str(mine), "folder"):
+        with pytest.raises(OutputExistsError, match="is one of the inputs"):
+            check_output(mine, TIF, overwrite=True, provenance={key: given})
+    for given in ("other.tif", "nothing.tif", "http://host/folder/mine.tif", "<VRTDataset>" * 1000, "\0", "change"):
+        check_output(mine, TIF, overwrite=True, provenance={key: given, "long_name": "folder/mine.tif"})
+
+
+def test_store_that_holds_an_input_is_never_the_output(tmp_path):
+    store = make(tmp_path / "image.zarr", "folder", "pixels")
+    (store / "zarr.json").write_text("{}")
+    with pytest.raises(OutputExistsError, match="holds one"):
+        check_output(store, (".zarr",), overwrite=True, provenance={"from_raster": str(store / "content")})
+
+
+def test_output_grows_in_a_folder_beside_it_without_what_an_earlier_run_left(tmp_path):
     out = tmp_path / "change.tif"
     make(partial_of(out), "folder", "of an interrupted run")
-    with growing_output(out) as partial:
+    make(partial_of(out) / "folder", "folder", "of an interrupted run")
+    with growing_output(out, overwrite=True) as partial:
         assert partial.parent == out.parent
-        assert names(partial) == []
+        assert {"content", "folder"}.isdisjoint(names(partial))
         assert not out.exists()
     assert names(tmp_path) == []
+
+
+def test_part_of_an_earlier_run_is_not_removed_unasked(tmp_path):
+    out = tmp_path / "change.tif"
+    make(partial_of(out), "folder", "of an interrupted run")
+    with (
+        pytest.raises(OutputExistsError, match=r"change\.tif\.partial is there already"),
+        growing_output(out, overwrite=False),
+    ):
+        pass
+    assert content_of(partial_of(out)) == "of an interrupted run"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_second_run_to_one_output_is_refused_while_the_first_lives(tmp_path, overwrite):
+    out, who = tmp_path / "change.tif", f"process {os.getpid()} on {socket.gethostname()}"
+    with growing_output(out, overwrite=False) as partial:
+        make(partial / "half", "file", "half")
+        with pytest.raises(OutputExistsError, match=who), growing_output(out, overwrite=overwrite):
+            pass
+        with pytest.raises(OutputExistsError, match=who):
+            check_output(out, TIF, overwrite=False)
+        assert content_of(partial / "half") == "half"
+    with growing_output(out, overwrite=False):
+        pass
+    assert names(tmp_path) == []
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from geodl_dask.outputs import growing_output
+with growing_output(Path(sys.argv[1]), overwrite=False):
+    print("holding", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_lock_ends_with_the_process_that_held_it(tmp_path):
+    out = tmp_path / "change.tif"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "holding\n"
+        with pytest.raises(OutputExistsError, match=f"Another run .process {other.pid} on .* is writing {out}"):
+            growing_output(out, overwrite=True).__enter__()
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    with pytest.raises(OutputExistsError, match=f"interrupted run left, .*process {other.pid} on .*--overwrite"):
+        check_output(out, TIF, overwrite=False)
+    with growing_output(out, overwrite=True):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_run_on_another_machine_is_named_and_left_alone(tmp_path):
+    out = tmp_path / "change.tif"
+    partial_of(out).mkdir()
+    (partial_of(out) / "owner").write_text("elsewhere 4711")
+    with pytest.raises(OutputExistsError, match=r"Process 4711 on elsewhere is writing .* remove .*\.partial"):
+        growing_output(out, overwrite=True).__enter__()
+    assert names(partial_of(out)) == ["owner"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_nothing_is_left_after_an_exception_but_what_was_there(tmp_path, error):
     out = make(tmp_path / "change.tif", "file", "old")
-    with pytest.raises(error), growing_output(out) as partial:
+    with pytest.raises(error), growing_output(out, overwrite=False) as partial:
         make(partial / "half", "folder", "half")
         raise error
     assert names(tmp_path) == ["change.tif"]
@@ -96,23 +204,74 @@ def test_nothing_is_left_after_an_exception_but_what_was_there(tmp_path, error):
 
 
 @pytest.mark.parametrize("new", ["file", "folder"])
-@pytest.mark.parametrize("old", [None, "file", "folder", "link", "broken link"])
-def test_result_takes_the_place_of_whatever_stood_there(tmp_path, new, old):
+@pytest.mark.parametrize("old", [None, "file", "store", "link", "broken link"])
+def test_result_takes_the_place_of_what_may_be_replaced(tmp_path, new, old):
     folder = tmp_path / "results"
     folder.mkdir()
-    out = folder / "change.zarr"
-    if old in ("file", "folder"):
-        make(out, old, "old")
+    out, target = folder / "change.zarr", tmp_path / "target"
+    if old == "file":
+        make(out, "file", "old")
     elif old:
-        target = tmp_path / "target"
-        out.symlink_to(make(target, "folder", "old") if old == "link" else target)
-    with growing_output(out) as partial:
+        place = out if old == "store" else target
+        if old != "broken link":
+            (make(place, "folder", "old") / "zarr.json").touch()
+        if old != "store":
+            out.symlink_to(target)
+    with growing_output(out, overwrite=True) as partial:
         finished = make(partial / "finished", new, "new")
-        if old in ("file", "folder", "link"):
+        if old in ("file", "store", "link"):
             assert content_of(out) == "old"
-        publish(finished, out)
+        publish(finished, out, overwrite=True)
     assert content_of(out) == "new"
     assert not out.is_symlink()
     assert names(folder) == ["change.zarr"]
     if old == "link":
         assert content_of(target) == "old"
+
+
+@pytest.mark.parametrize("new", ["file", "folder"])
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("late", ["file", "folder", "empty folder", "broken link"])
+def test_what_appears_meanwhile_stays_and_the_result_gets_a_name_beside_it(tmp_path, monkeypatch, new, links, late):
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", lambda *paths: (_ for _ in ()).throw(OSError(95, "no hard links")))
+    out = tmp_path / "change.tif"
+    make(tmp_path / "change.2.tif", "file", "another")
+    with (
+        pytest.raises(RunError, match=r"change\.tif has come there .* The result is .*change\.3\.tif"),
+        growing_output(out, overwrite=False) as partial,
+    ):
+        finished = make(partial / "finished", new, "new")
+        if late in ("file", "folder"):
+            make(out, late, "theirs")
+        else:
+            out.mkdir() if late == "empty folder" else out.symlink_to("nowhere")
+        publish(finished, out, overwrite=False)
+    assert names(tmp_path) == ["change.2.tif", "change.3.tif", "change.tif"]
+    assert content_of(tmp_path / "change.3.tif") == "new"
+    if late in ("file", "folder"):
+        assert content_of(out) == "theirs"
+
+
+def test_folder_that_appears_meanwhile_stays_even_where_overwriting_was_asked_for(tmp_path):
+    out = tmp_path / "change.tif"
+    with (
+        pytest.raises(RunError, match=r"The result is .*change\.2\.tif"),
+        growing_output(out, overwrite=True) as partial,
+    ):
+        finished = make(partial / "finished", "file", "new")
+        make(out, "folder", "theirs")
+        publish(finished, out, overwrite=True)
+    assert (content_of(out), content_of(tmp_path / "change.2.tif")) == ("theirs", "new")
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("new", ["file", "folder"])
+def test_result_takes_a_free_name(tmp_path, monkeypatch, new, links):
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", lambda *paths: (_ for _ in ()).throw(OSError(95, "no hard links")))
+    out = tmp_path / "change.tif"
+    with growing_output(out, overwrite=False) as partial:
+        publish(make(partial / "finished", new, "new"), out, overwrite=False)
+    assert names(tmp_path) == ["change.tif"]
+    assert content_of(out) == "new"

@@ -227,3 +227,32 @@ def test_raster_without_a_place_on_the_map_is_refused_before_any_work(tmp_path, 
     with pytest.raises(OutputError, match="cannot be placed on a map"):
         write_zarr(change.drop_vars(drop), tmp_path / "change.zarr")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "turn", [lambda change: change.T, lambda change: change.expand_dims("band"), lambda change: change.rename(y="lat")]
+)
+def test_other_dimensions_are_refused_before_any_work(tmp_path, turn):
+    with pytest.raises(OutputError, match=r"has dimensions .*; \('y', 'x'\) are needed"):
+        write_zarr(turn(change_raster(classes((5, 7)))), tmp_path / "change.zarr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_input_is_not_overwritten(tmp_path):
+    mine = tmp_path / "change.zarr"
+    write_zarr(change_raster(classes((5, 7))), mine)
+    with pytest.raises(OutputExistsError, match="is one of the inputs"):
+        write_zarr(change_raster(classes((5, 7))).assign_attrs(from_raster=str(mine)), mine, overwrite=True)
+
+
+def test_second_run_to_one_output_is_refused_and_the_first_one_whole(tmp_path):
+    out, refused = tmp_path / "change.zarr", []
+
+    def run_again(done_px, all_px):
+        with pytest.raises(OutputExistsError, match="Another run") as error:
+            write_zarr(change_raster(classes((33, 57), seed=5)), out, overwrite=True)
+        refused.append(error)
+
+    write_zarr(change_raster(values := classes((33, 57)), chunks=16), out, overwrite=True, progress=run_again)
+    assert len(refused) > 1
+    np.testing.assert_array_equal(stored(out), values)
