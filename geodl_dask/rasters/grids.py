@@ -11,8 +11,6 @@ from affine import Affine
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import point
-from odc.geo.overlap import native_pix_transform
-from odc.geo.types import XY
 from rasterio.enums import Resampling
 
 from ..errors import GridMismatchError
@@ -158,12 +156,24 @@ def describe_grid(grid: GeoBox) -> str:
 
 
 def _pixels_of(source: GeoBox, target: GeoBox) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of ``source``, (SAMPLES, SAMPLES) real numbers, of points spread evenly over ``target``."""
-    rows, cols = (np.linspace(0, length, SAMPLES) for length in target.shape)
-    points = [XY(float(col), float(row)) for row in rows for col in cols]
-    found = native_pix_transform(source, target).back(points)
-    cols, rows = np.array([place.xy for place in found], float).reshape(SAMPLES, SAMPLES, 2).transpose(2, 0, 1)
+    """Rows and columns of ``source``, (SAMPLES, SAMPLES) real numbers, of points spread evenly over ``target``.
+
+    Infinite where a point lies outside the other CRS.
+    """
+    rows, cols = np.meshgrid(*(np.linspace(0, length, SAMPLES) for length in target.shape), indexing="ij")
+    x, y = _apply(target.transform, cols, rows)
+    if source.crs is not None and target.crs is not None and not same_crs(source.crs, target.crs):
+        x, y = target.crs.transformer_to_crs(source.crs)(x, y)
+    cols, rows = _apply(~source.transform, x, y)
     return rows, cols
+
+
+def _apply(transform: Affine, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    with np.errstate(invalid="ignore"):  # of points that are nowhere
+        return (
+            transform.a * x + transform.b * y + transform.c,
+            transform.d * x + transform.e * y + transform.f,
+        )
 
 
 def _widened(low: float, high: float, anchor: float, step: float) -> tuple[int, int]:
