@@ -9,13 +9,16 @@ A process of its own, because rasterio holds the interpreter's lock while GDAL o
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 from urllib.request import urlopen
 
@@ -52,7 +55,148 @@ def status(code: int) -> Route:
     return lambda *_: (code, "text/plain", b"")
 
 
-ROUTES = {each.__name__: each for each in (files, signed_files, status)}
+def image_service(path: str, about: dict[str, Any]) -> Route:
+    """A stand-in for an ArcGIS Image Service of a raster: ``?f=json`` and ``exportImage``. about : keys replaced."""
+    root = "/arcgis/rest/services/image/ImageServer"
+
+    def route(asked: str, query: dict[str, str]) -> Answer | None:
+        if asked == root and query.get("f") == "json":
+            return 200, "application/json", json.dumps({**_image_service_about(path), **about}).encode()
+        if asked == f"{root}/exportImage" and query.get("f") == "image":
+            if about.get("token", "") != query.get("token", ""):  # ArcGIS says so with status 200
+                return 200, "application/json", b'{"error": {"code": 499, "message": "Token Required"}}'
+            bounds, size = _numbers(query["bbox"]), _numbers(query["size"])
+            return 200, "image", cut(path, bounds, (int(size[1]), int(size[0])), query["format"])
+        return None
+
+    return route
+
+
+def map_service(path: str, about: dict[str, Any]) -> Route:
+    """A stand-in for an ArcGIS Map Server that draws a raster: ``?f=json`` and ``export``. about : keys replaced."""
+    root = "/arcgis/rest/services/map/MapServer"
+
+    def route(asked: str, query: dict[str, str]) -> Answer | None:
+        if asked == root and query.get("f") == "json":
+            extent = _image_service_about(path)["extent"]
+            return 200, "application/json", json.dumps({"fullExtent": extent, **about}).encode()
+        if asked == f"{root}/export" and query.get("transparent") == "true":
+            bounds, size = _numbers(query["bbox"]), _numbers(query["size"])
+            return 200, "image/png", cut(path, bounds, (int(size[1]), int(size[0])), query["format"])
+        return None
+
+    return route
+
+
+def tiles(path: str, template: str, origin: tuple[float, float], size: float, finest: int) -> Route:
+    """Tiles of 256 pixels of a raster; 404 where none touches it.
+
+    template : regular expression of the path with the groups z, x, y and perhaps n, a y counted from below. origin :
+    upper left corner of tile 0, 0. size : of a pixel of level ``finest``.
+    """
+
+    def route(asked: str, _query: dict[str, str]) -> Answer | None:
+        found = re.fullmatch(template, asked)
+        if not found:
+            return None
+        part = found.groupdict()
+        level, col = int(part["z"]), int(part["x"])
+        row = int(part["y"]) if part.get("y") else (1 << level) - 1 - int(part["n"])
+        side = size * 256 * 2 ** (finest - level)
+        left, top = origin[0] + col * side, origin[1] - row * side
+        body = cut(path, (left, top - side, left + side, top), (256, 256), "png32")
+        return (200, "image/png", body) if body else NOT_FOUND
+
+    return route
+
+
+def document(path: str, kind: str, text: str) -> Route:
+    """One document, in which HOST stands for this site."""
+    return lambda asked, query: (200, kind, text.replace("HOST", query["host"]).encode()) if asked == path else None
+
+
+def wms(path: str) -> Route:
+    """A stand-in for a WMS of a raster."""
+
+    def route(asked: str, query: dict[str, str]) -> Answer | None:
+        if asked != "/wms" or query.get("request") != "GetMap":
+            return None
+        bounds, size = _numbers(query["bbox"]), (int(query["height"]), int(query["width"]))
+        if query.get("crs") == "EPSG:4326":
+            bounds = bounds[1], bounds[0], bounds[3], bounds[2]
+        return 200, "image/png", cut(path, bounds, size, "png32")
+
+    return route
+
+
+ROUTES = {
+    each.__name__: each for each in (files, signed_files, status, image_service, map_service, tiles, document, wms)
+}
+
+
+def cut(path: str, bounds: tuple[float, ...], shape: tuple[int, int], form: str) -> bytes:
+    """An image of a raster's part; empty where the part does not touch it. png32 has alpha."""
+    import numpy as np
+    import rasterio
+    from rasterio.windows import Window, from_bounds
+
+    with rasterio.open(path) as dataset:
+        window = from_bounds(*bounds, dataset.transform)
+        where = Window(*(round(each, 6) for each in window.flatten()))
+        if (
+            where.col_off >= dataset.width
+            or where.row_off >= dataset.height
+            or min(where.col_off + where.width, where.row_off + where.height) <= 0
+        ):
+            return b""
+        fill = dataset.nodata or 0
+        pixels = dataset.read(window=where, boundless=True, fill_value=fill, out_shape=(dataset.count, *shape))
+        mask = dataset.read_masks(1, window=where, boundless=True, out_shape=shape)
+        if dataset.nodata is None:  # GDAL fills the mask of what is outside with valid
+            whole = rasterio.windows.Window(0, 0, dataset.width, dataset.height)
+            inside = np.zeros(shape, np.uint8)
+            first, last = (
+                [
+                    round((at - off) / length * count)
+                    for at, off, length, count in zip(
+                        ends, (where.row_off, where.col_off), (where.height, where.width), shape, strict=True
+                    )
+                ]
+                for ends in ((0, 0), (whole.height, whole.width))
+            )
+            inside[max(first[0], 0) : max(last[0], 0), max(first[1], 0) : max(last[1], 0)] = 255
+            mask = inside
+    driver = "PNG" if form.startswith("png") else "GTiff"
+    if form == "png32":
+        pixels = np.concatenate([pixels[:3], mask[None]])
+        pixels[:, mask == 0] = 0
+    with warnings.catch_warnings(), rasterio.MemoryFile() as file:
+        warnings.simplefilter("ignore")
+        with file.open(driver=driver, count=len(pixels), height=shape[0], width=shape[1], dtype=pixels.dtype) as image:
+            image.write(pixels)
+        return bytes(file.getbuffer())
+
+
+def _image_service_about(path: str) -> dict[str, Any]:
+    import rasterio
+
+    kinds = {"uint8": "U8", "int8": "S8", "uint16": "U16", "int16": "S16", "int32": "S32", "float32": "F32"}
+    with rasterio.open(path) as dataset:
+        names = ("xmin", "ymin", "xmax", "ymax")
+        return {
+            "extent": {
+                **dict(zip(names, dataset.bounds, strict=True)),
+                "spatialReference": {"wkid": 102100 if dataset.crs.to_epsg() == 3857 else dataset.crs.to_epsg(),
+                                     "latestWkid": dataset.crs.to_epsg()},
+            },
+            "pixelSizeX": dataset.res[0], "pixelSizeY": dataset.res[1], "bandCount": dataset.count,
+            "pixelType": kinds[dataset.dtypes[0]], "maxImageHeight": 4100, "maxImageWidth": 4100,
+            **({} if dataset.nodata is None else {"noDataValue": dataset.nodata}),
+        }  # fmt: skip
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split(",")))
 
 
 # The process of the tests.
@@ -104,10 +248,10 @@ def _process(arguments: list[str]) -> Iterator[int]:
 # The process of the server.
 
 
-def answer_to(target: str, ranges: str | None, routes: list[Route]) -> tuple[int, str, bytes, str]:
+def answer_to(target: str, ranges: str | None, host: str, routes: list[Route]) -> tuple[int, str, bytes, str]:
     """Status, content type, body, and content range."""
     parts = urlsplit(target)
-    query = {key.lower(): value for key, value in parse_qsl(parts.query, keep_blank_values=True)}
+    query = {key.lower(): value for key, value in parse_qsl(parts.query, keep_blank_values=True)} | {"host": host}
     answers = (route(unquote(parts.path), query) for route in routes)
     code, kind, body = next((answer for answer in answers if answer), NOT_FOUND)
     if code != 200 or not ranges:
@@ -132,7 +276,7 @@ def handler_of(routes: list[Route], takes_ranges: bool) -> type[BaseHTTPRequestH
                 code, kind, body, part = 200, "application/json", json.dumps(log).encode(), ""
             else:
                 ranges = self.headers.get("Range") if takes_ranges else None
-                code, kind, body, part = answer_to(self.path, ranges, routes)
+                code, kind, body, part = answer_to(self.path, ranges, self.headers["Host"], routes)
                 log.append((self.path, code, len(body) if is_get else 0))
             self.send_response(code)
             self.send_header("Content-Type", kind)

@@ -51,6 +51,16 @@ def fetch(url: str, role: str) -> bytes:
     return content
 
 
+def fetch_if_there(url: str, role: str) -> bytes | None:
+    """A whole document, or None where the server says that there is none. Raises as `fetch`."""
+    try:
+        return fetch(url, role)
+    except RasterNotFoundError as error:
+        if isinstance(error.__cause__, HTTPError):
+            return None
+        raise
+
+
 def fetch_json(url: str, role: str) -> dict[str, Any]:
     """A JSON object. Raises RasterNotFoundError or RasterInputError."""
     return parse_json(fetch(url, role), url, role)
@@ -69,7 +79,7 @@ def parse_json(content: bytes, name: str, role: str) -> dict[str, Any]:
 
 
 def require_rangeable(url: str, role: str) -> str:
-    """The content type of a file, which is there and, unless it is JSON, can be read in parts.
+    """The content type of a file, which is there and, unless it is JSON or XML, can be read in parts.
 
     Raises RasterNotFoundError or RasterInputError.
     """
@@ -80,7 +90,8 @@ def require_rangeable(url: str, role: str) -> str:
                 f"{role} {url} is a web page (text/html); the address of a raster file or of a service is needed. "
                 "Does it ask for a login?"
             )
-        if "json" not in kind and answer.status != 206 and answer.headers.get("Accept-Ranges", "none") == "none":
+        is_document = "json" in kind or "xml" in kind
+        if not is_document and answer.status != 206 and answer.headers.get("Accept-Ranges", "none") == "none":
             raise RasterInputError(
                 f"{role} {url}: the server hands out whole files only (no range requests), so it cannot be read in "
                 "windows. Download it first."

@@ -19,6 +19,7 @@ from ..errors import RasterNotFoundError
 from . import netcdf, stac
 from .mosaic import files_of_folder, files_of_pattern, mosaic_of_files
 from .network import CLOUDS, gdal_name, require_rangeable
+from .services import layer_by_address, layer_by_document
 
 ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
 """Of which a Zarr group's folder has one."""
@@ -80,8 +81,13 @@ def _of_path(path: Path, choice: str, role: str) -> Source:
 
 
 def _of_url(url: str, choice: str, role: str) -> Source:
-    content_type = require_rangeable(url, role)
-    found = stac.assets_of_json(url, choice, role) if "json" in content_type else None
+    found = layer_by_address(url, choice, role)
+    if not found:
+        content_type = require_rangeable(url, role)
+        if "json" in content_type:
+            found = stac.assets_of_json(url, choice, role)
+        elif "xml" in content_type:
+            found = layer_by_document(url, choice, role)
     return Source(*found) if found else Source(gdal_name(url), "")
 
 

@@ -42,12 +42,9 @@ def assets_of_json(place: str, choice: str, role: str) -> tuple[str, str] | None
         raise RasterInputError(f"{role} {place}: its Items have different assets. {_how_to_choose(place, features[0])}")
     items = [{name: _locate(href, place, role) for name, href in each.items()} for each in chosen]
     said = f"{'asset' if len(names) == 1 else 'assets'} {', '.join(names)}"
+    what = "STAC Item" if len(items) == 1 else f"mosaic of {len(items)} STAC Items, later over earlier"
     try:
-        return _laid_together(items, role), (
-            f"STAC Item, {said}"
-            if len(items) == 1
-            else f"mosaic of {len(items)} STAC Items, later over earlier, {said}"
-        )
+        return _laid_together(items, role), f"{what}, {said}"
     except RasterInputError as error:
         if choice:
             raise
@@ -91,9 +88,7 @@ def _locate(href: str, place: str, role: str) -> str:
     if urlsplit(place).scheme in ("http", "https"):
         url = urljoin(place, href)
         if urlsplit(url).scheme not in ("http", "https", *CLOUDS):
-            raise RasterInputError(
-                f"{role} {place} names an asset at {href}; a document of the network may not do that."
-            )
+            raise RasterInputError(f"{role} {place} names an asset at {href}, which no document of the network may.")
         return gdal_name(url)
     scheme = urlsplit(href).scheme
     if scheme in ("http", "https", *CLOUDS):

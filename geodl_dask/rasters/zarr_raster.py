@@ -123,8 +123,8 @@ def _chosen(dataset: xr.Dataset, choice: str, name: str) -> tuple[str, ...]:
     chosen = tuple(each.strip() for each in choice.split(",") if each.strip()) or rasters
     if not set(chosen) <= set(rasters) or (len(chosen) != 1 and not choice):
         raise RasterInputError(
-            f"{name} has the variables {', '.join(rasters) or 'none'}{f', not {choice}' if choice else ''}. Choose one, "
-            f"or several as bands: STORE#{','.join(rasters[:2]) or 'NAME'}"
+            f"{name} has the variables {', '.join(rasters) or 'none'}{f', not {choice}' if choice else ''}. Choose "
+            f"one, or several as bands: STORE#{','.join(rasters[:2]) or 'NAME'}"
         )
     return chosen
 
