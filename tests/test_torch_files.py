@@ -24,7 +24,8 @@ from torch.export import Dim
 
 from geodl_dask.errors import ModelFileError
 from geodl_dask.runners.pytorch import TorchNetwork
-from geodl_dask.runners.torch_files import _FOREIGN_OP, require_plain_network
+from geodl_dask.runners.torch_files import require_plain_network
+from geodl_dask.runners.torch_operators import is_plain
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*deprecated.*:UserWarning")
 DEMO = Path(__file__).parent.parent / "geodl_dask" / "demo" / "model" / "model.pt2"
@@ -547,7 +548,7 @@ def test_the_message_says_what_is_wrong_and_what_to_do(change, message, plain, t
     path = rewrite(plain["pt2"], tmp_path / "evil.pt2", **{"models/model.json": json.dumps(model).encode()})
     with pytest.raises(ModelFileError) as refusal:
         require_plain_network(str(path))
-    for each in (str(path), "models/model.json", message, "Save the network again with torch.export.save"):
+    for each in (str(path), "models/model.json", message, "Save the network again in eval mode with torch.export.save"):
         assert each in str(refusal.value)
 
 
@@ -620,4 +621,4 @@ def test_operators_that_take_texts_are_known():
         and each.name.endswith(("file", "filename", "path", "url"))
     }
     assert {"save", "from_file"} <= names
-    assert not [each for each in names if not _FOREIGN_OP.fullmatch(each)]
+    assert not [each for each in names if is_plain(each)]

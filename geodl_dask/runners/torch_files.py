@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ..errors import ModelFileError
+from .torch_operators import is_plain
 
 MAX_TEXT = 64 << 20
 """Bytes of a member that is parsed, and, times four, of all compressed members together."""
@@ -32,27 +33,21 @@ _SCRIPT_MEMBER = re.compile(
     rf"{_BOTH}|(data|constants|traced_inputs)(\.pkl|/\d+)|code/__torch__(/\w+)*\.py(\.debug_pkl)?"
 )
 
-# aten operators that touch files, other memory, or (underscored, unless listed) skip the checks of their public twin.
-_FOREIGN_OP = re.compile(
-    r"save|from_file|set_|set_data|record_stream|segment_reduce|sparse_\w+|(cudnn|miopen|mkldnn|fbgemm)_\w+"
-    r"|_(?!_|(adaptive_avg_pool[23]d|aminmax|assert_\w+|batch_norm_impl_index|conj|convolution|convolution_mode"
-    r"|functional_assert_\w+|functional_sym_constrain_range\w*|fused_rms_norm|get_tracing_state|is_(all|any)_true"
-    r"|linalg_\w+|list_to_tensor|local_scalar_dense|log_softmax|masked_softmax|native_batch_norm_legit\w*"
-    r"|native_multi_head_attention|nested_tensor_from_mask\w*|no_grad_\w+|pad_(circular|enum)|prelu_kernel"
-    r"|safe_softmax|scaled_dot_product_\w+|set_item|shape_as_tensor|softmax|tensor_to_list|to_copy"
-    r"|transformer_encoder_layer_fwd|unique2?|unsafe_(index|view)|unwrap_optional|upsample_\w+|weight_norm\w*)$)\w+"
-)
 _ATEN_TARGET = re.compile(r"torch\.ops\.aten\.(\w+)\.([A-Za-z]\w*)")
 _OTHER_TARGET = re.compile(
     r"torch\.ops\.higher_order\.(wrap_with_set_grad_enabled|wrap_with_autocast|cond)"
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)"
     r"|math\.(ceil|floor|trunc|sqrt)|torch\.(sym_[a-z]+|_sym_[a-z]+)"
 )
+_NOT_LISTED = "is not on the list of those that are known to be harmless (runners/torch_operators.py)"
 _IDENTIFIER = re.compile(r"((?!__)[A-Za-z_]\w*)?", re.ASCII)
 _NAME = re.compile(r"((?!__)[\w-]+(\.(?!__)[\w-]+)*)?", re.ASCII)
 _TREE_TYPE = re.compile(r"builtins\.(tuple|list|dict)|collections\.OrderedDict")
 _TREE_CONTEXT = re.compile(r"null|\[(\"[A-Za-z_]\w*\"(, )?)*\]", re.ASCII)
 _CODE_KEYS = {"as_custom_obj", "as_operator", "custom_obj", "constant_input", "custom_obj_name", "class_fqn"}
+# Types of torch's which operators take as any number, and follow it beyond their tables.
+_NUMBERED_TYPES = {"dtype", "out_dtype", "layout", "memory_format", "from_", "to", "type1", "type2"}
+_TYPE_KINDS = {"as_scalar_type", "as_layout", "as_memory_format", "as_none"}
 _METADATA_KEYS = {"stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "custom", "from_node"}
 
 
@@ -72,6 +67,7 @@ _OPS_OF_SCRIPT = re.compile(
     r"|requires_grad|grad|abs|max|min|itemsize|nbytes|rangelist|tolist|unchecked_\w+|id)\b)"
 )
 _STRING_OF_SCRIPT = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'")
+_ATTRIBUTE_OF_SCRIPT = re.compile(r"\.(?:\s|\\|#[^\n]*\n)*(\w+)")
 _ITEM_SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1,
                "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16}  # fmt: skip
 
@@ -104,9 +100,9 @@ def require_plain_network(path: str) -> None:
 
 def _message(path: str, kind: str, reason: str) -> str:
     return (
-        f"{path} cannot be loaded as {kind}: {reason}. Only plain tensors and torch's own operators may be in it, for "
-        "anything else could be code; weights alone (a state dict) need their network. Save the network again with "
-        "torch.export.save (torch 2.8 or later), torch.jit.save or as ONNX."
+        f"{path} cannot be loaded as {kind}: {reason}. Only plain tensors and operators of inference may be in it, for "
+        "anything else could do harm; weights alone (a state dict) need their network. Save the network again in eval "
+        "mode with torch.export.save (torch 2.8 or later), torch.jit.trace or as ONNX."
     )
 
 
@@ -173,6 +169,8 @@ def _require_plain_json(member: str, model: Any) -> None:
     while todo:
         key, value = todo.pop()
         if isinstance(value, dict):
+            if value.get("name") in _NUMBERED_TYPES and not _TYPE_KINDS.issuperset(value.get("arg", ())):
+                raise _NotPlainError(f"{member}: {value['name']} is {value['arg']}, which is no type of torch's")
             for name, item in value.items():
                 if name in _CODE_KEYS:
                     raise _NotPlainError(f"{member}: {name} is code or a foreign object")
@@ -209,12 +207,8 @@ def _require_plain_text(member: str, key: str, text: str) -> None:
 
 def _require_plain_target(member: str, target: str) -> None:
     aten = _ATEN_TARGET.fullmatch(target)
-    if not (aten and _is_aten(aten[1]) and not _FOREIGN_OP.fullmatch(aten[1])) and not _OTHER_TARGET.fullmatch(target):
-        raise _NotPlainError(f"{member}: the operator {target[:99]} is not one that networks are made of")
-
-
-def _is_aten(name: str) -> bool:
-    return bool(torch._C._jit_get_schemas_for_operator(f"aten::{name}"))
+    if not (aten and is_plain(aten[1])) and not _OTHER_TARGET.fullmatch(target):
+        raise _NotPlainError(f"{member}: the operator {target[:99]} {_NOT_LISTED}")
 
 
 def _require_arithmetic(member: str, text: str) -> None:
@@ -257,7 +251,7 @@ def _require_plain_script(archive: _Members) -> None:
 
 
 def _require_plain_code(member: str, text: str) -> None:
-    """Read by words, since operators have many spellings: ``t = torch``, ``x.save``, ``getattr(x, "save")``."""
+    """Read by attributes, since operators have many spellings: ``t = torch; t.save``, ``getattr(x, "save")``."""
     if set(re.findall(r"\\(.)", text, re.DOTALL)) - set("nt\"'\\") or re.search(r"[^\x20-\x7e\n]", text):
         raise _NotPlainError(f"{member} hides characters")
     if any(re.compile(r"\s*[\"']").match(text, each.end()) for each in _STRING_OF_SCRIPT.finditer(text)):
@@ -269,9 +263,13 @@ def _require_plain_code(member: str, text: str) -> None:
     for name in re.findall(r"__torch__((?:\.\w+)*)", text):
         if name in ("", ".torch") or name.startswith(".torch.classes"):
             raise _NotPlainError(f"{member} uses native classes: __torch__{name}")
-    for word in set(re.findall(r"\w+", text)):
-        if word.startswith("rpc_") or (_FOREIGN_OP.fullmatch(word) and _is_aten(word)):
-            raise _NotPlainError(f"{member}: the operator {word} is not one that networks are made of")
+    if found := re.search(r"\brpc_\w+", text):
+        raise _NotPlainError(f"{member}: {found[0]} reaches other machines")
+    texts = {each[0][1:-1] for each in _STRING_OF_SCRIPT.finditer(text)}
+    attributes = _ATTRIBUTE_OF_SCRIPT.findall(_STRING_OF_SCRIPT.sub('""', text))  # bare names are variables
+    for word in {*texts, *attributes}:
+        if torch._C._jit_get_schemas_for_operator(f"aten::{word}") and not is_plain(word):
+            raise _NotPlainError(f"{member}: the operator {word} {_NOT_LISTED}")
 
 
 class _ScriptObject:
