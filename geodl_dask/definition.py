@@ -133,6 +133,9 @@ def load_definition(model: str | os.PathLike[str]) -> ModelDefinition:
             f"The model is {shown(model)}; the path of an .emd or .dlpk on disk, or the text of an .emd, is needed."
         )
     try:
+        if source.lower().endswith(".ecd") and Path(source).is_file():
+            text, folder = open_ecd(Path(source).absolute())
+            return _read(text, source, _Places(folder, folder))
         path, package = _locate(Path(source).absolute(), source)
         with path.open("rb") as file:
             content = file.read(LONGEST_TEXT_BYTES + 1)
@@ -170,9 +173,6 @@ def _locate(path: Path, source: str) -> tuple[Path, Path | None]:
         return find_definition(path), None
     if not path.is_file():
         raise ModelDefinitionError(f"{source} is not there; the path of an .emd or .dlpk is needed.")
-    if path.suffix.lower() == ".ecd":
-        emd = open_ecd(path)
-        return emd, emd.parent
     if not is_package(path):
         return path, None
     package = open_package(path)

@@ -35,7 +35,7 @@ import sys
 import tempfile
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn, TextIO
@@ -59,6 +59,7 @@ _KINDS = (
     ("ONNX", rb"\x08[\x01-\x7f][\x12\x1a\x22\x28\x32\x3a\x42]"),
 )
 
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9]) *(\..*)?", re.IGNORECASE)
 _DATA = re.compile(rb'"Size": *([0-9]{1,16}),\s*"Encoding": *"base64",\s*"Data": *"')
 StrPath = str | os.PathLike[str]
 
@@ -161,7 +162,7 @@ def deep_learning_model_to_ecd(
     in_classification_info_json
         The reference tool's class information; or an ``.emd``, or a folder of exported training data, which has one.
     out_classifier_definition
-        Name of the output, with the suffix ``.ecd``.
+        Name of the output, which ends in ``.ecd``.
     reference
         Leave the model where it is, and write its relative path and digest.
     emd
@@ -176,6 +177,8 @@ def deep_learning_model_to_ecd(
     """
     model, info, out = map(_located, (in_deep_learning_model, in_classification_info_json, out_classifier_definition))
     info = info / _EXPORT if info.is_dir() else info
+    if out.suffix.lower() != ".ecd":
+        raise EcdError(f"{out} does not end in .ecd; choose another output.")
     outputs = [out, out.with_suffix(".emd")][: 1 + emd]
     for output in outputs:
         _check_output(output, (model, info), overwrite)
@@ -193,8 +196,8 @@ def deep_learning_model_to_ecd(
         if emd:
             text = json.dumps(model_definition(ecd, _relative(model, out.parent)), indent=4)
             staged[1].write_text(text, encoding="utf-8")
-        for source, target in zip(staged, outputs, strict=True):
-            _publish(source, target, overwrite)
+        with _published(staged[1], outputs[1], overwrite) if emd else nullcontext():
+            _publish(staged[0], out, overwrite)
     if ecd.contradiction:
         logging.getLogger(__name__).warning(ecd.contradiction)
     return read_ecd(out)
@@ -231,11 +234,14 @@ def read_ecd(path: StrPath) -> Ecd:
 def extract(path: StrPath, new_folder: StrPath) -> tuple[Path, Path]:
     """Write the model and the class information into a new folder, byte for byte as they were.
 
-    Sizes and digests are verified; after an error there is no folder. Returns the paths of the model (a file, or a
-    SavedModel's folder) and of the class information. Raises EcdError.
+    Sizes and digests are verified; after an error there is no folder. A model that stays outside is copied from where
+    the ``.ecd`` says, which may be anywhere. Returns the paths of the model (a file, or a SavedModel's folder) and of
+    the class information. Raises EcdError.
     """
     ecd, folder = read_ecd(path), _located(new_folder)
     _check_output(folder, (), overwrite=False)
+    for file in ecd.files:
+        check_reference(file)
     with tempfile.TemporaryDirectory(prefix=".ecd-", dir=folder.parent) as scratch:
         staged = Path(scratch, "new")
         staged.mkdir()
@@ -249,6 +255,12 @@ def extract(path: StrPath, new_folder: StrPath) -> tuple[Path, Path]:
                     raise EcdError(f"{ecd.path}: {file.name} does not fit its SHA256; one of them is damaged.")
         staged.rename(folder)
     return folder / ecd.model_name, folder / ecd.extra_info_name
+
+
+def check_reference(file: EcdFile) -> None:
+    """Raise EcdError unless a referenced file is an ordinary one of the size that the ``.ecd`` states."""
+    if file.path and (not file.path.is_file() or file.path.stat().st_size != file.size_bytes):
+        raise EcdError(f"{file.path} is no file of {file.size_bytes} bytes; the model is needed there.")
 
 
 def model_definition(ecd: Ecd, model_file: str) -> dict[str, Any]:
@@ -337,7 +349,7 @@ def _essentials(
     for index, entry in enumerate(_objects(record, "Classes", where)):
         place = f"{where}Classes[{index}]."
         prefix = "Class" if "ClassValue" in entry else ""
-        value = _integer(entry, f"{prefix}Value", place, -(2**31), 2**32 - 1)
+        value = _integer(entry, f"{prefix}Value", place, 0, 2**32 - 2)
         if value in classes:
             raise EcdError(f"{place}{prefix}Value is {value}, as in Classes[{[*classes].index(value)}]; use it once.")
         color = entry.get("Color", [entry.get(key) for key in _ROW[2:]])
@@ -412,7 +424,9 @@ def _text(record: dict[str, Any], key: str, where: str) -> str:
 
 def _check_name(name: str, place: str) -> None:
     """Refuse what is not safe to create in a folder on any system; slashes may stand between folders and file."""
-    if re.search(r"[\x00-\x1f\\:\ud800-\udfff]", name) or not all(part.strip(". ") for part in name.split("/")):
+    parts = name.split("/")
+    is_odd = any(not part or part[-1] in ". " or _DEVICES.fullmatch(part) for part in parts)
+    if is_odd or re.search(r'[\x00-\x1f\\:<>"|?*\ud800-\udfff]', name):
         raise _wrong(place, name, "a plain file name")
 
 
@@ -446,10 +460,28 @@ def _file_record(name: str, source: Path, folder: Path, reference: bool) -> dict
 
 
 def _check_output(output: Path, inputs: Iterable[Path], overwrite: bool) -> None:
-    if not overwrite and os.path.lexists(output):
-        raise EcdError(f"{output} exists; choose another name.")
+    if os.path.lexists(output) and (not overwrite or output.is_dir()):
+        raise EcdError(f"{output} exists{' and is a folder' * output.is_dir()}; choose another name.")
     if any(path.exists() and output.exists() and path.samefile(output) for path in inputs):
         raise EcdError(f"{output} is an input and an output; choose another output.")
+
+
+@contextmanager
+def _published(source: Path, target: Path, overwrite: bool) -> Iterator[None]:
+    """As `_publish`; if what comes next fails, all is as it was."""
+    former = source.with_name("former")
+    if overwrite and os.path.lexists(target):
+        target.replace(former)
+    try:
+        _publish(source, target, overwrite)
+        try:
+            yield
+        except BaseException:
+            target.unlink()
+            raise
+    finally:
+        if os.path.lexists(former) and not os.path.lexists(target):
+            former.replace(target)
 
 
 def _publish(source: Path, target: Path, overwrite: bool) -> None:

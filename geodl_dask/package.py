@@ -6,6 +6,8 @@ as they are inflated, and a package appears in the cache whole or not at all::
     <cache>/packages/<sha256 of the file, 32 digits>/complete.json    its members; written last
                                                      content/         its files
 
+What is taken out of an ``.ecd`` is kept in the same way.
+
 ``GEODL_DASK_CACHE`` names the cache folder. Nobody else should be able to write there: code may run from it.
 """
 
@@ -23,11 +25,12 @@ import shutil
 import stat
 import struct
 import tempfile
+import threading
 import time
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -39,7 +42,8 @@ GIB = 2**30
 RATIO_FREE_BYTES = GIB // 4
 """Inflated bytes that any package may have, however well it is compressed."""
 LONGEST_NAME_BYTES, LONGEST_PART_BYTES, DEEPEST_PARTS = 1024, 255, 32
-_COPY_BYTES, _ABANDONED_AFTER_S = 2**20, 24 * 3600
+_COPY_BYTES, _7Z_ENTRY_BYTES, _ABANDONED_AFTER_S = 2**20, 160, 24 * 3600
+_PY7ZR_LIMITS = threading.Lock()
 _CONTENT, _MARKER, _PARTIAL = "content", "complete.json", ".partial-"
 _IGNORED_FOLDERS = {"esriinfo", "__macosx"}
 _SPECIAL_FILES = {stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}
@@ -129,14 +133,26 @@ def open_package(path: str | os.PathLike[str], limits: PackageLimits | None = No
             if kind is None:
                 raise ModelPackageError("it begins neither as a zip nor as a 7-Zip archive does.")
             place = packages / hashlib.file_digest(file, "sha256").hexdigest()[:32]
-            if not _is_complete(place):
-                _fill(place, file, kind, limits)
+            unpack = _unpack_zip if kind == "zip" else _unpack_7z
+            size = file.tell()
+            file.seek(0)
+            return keep(place, lambda folder: unpack(file, folder, _Meter(size, limits), limits))
     except ModelPackageError as error:
         raise ModelPackageError(f"{path} is not unpacked: {error}") from error
     except OSError as error:
         raise ModelPackageError(
             f"{path} cannot be unpacked into {packages}: {error}. GEODL_DASK_CACHE names another cache folder."
         ) from error
+
+
+def keep(place: Path, fill: Callable[[Path], Iterable[str]]) -> Path:
+    """The folder with what ``fill`` makes, kept in the cache at ``place``; fills it unless it is there, whole.
+
+    fill : makes the folder that it is handed, and returns the relative names of the files in it.
+    Safe to call from many processes at once. Raises what ``fill`` does, and OSError.
+    """
+    if not _is_complete(place):
+        _fill(place, fill)
     return place / _CONTENT
 
 
@@ -187,16 +203,13 @@ def _is_complete(place: Path) -> bool:
         return False
 
 
-def _fill(place: Path, file: _GuardedReader, kind: Literal["zip", "7z"], limits: PackageLimits) -> None:
-    """Unpack into a sibling of ``place``, then give it that name; a twin that was faster is fine."""
+def _fill(place: Path, fill: Callable[[Path], Iterable[str]]) -> None:
+    """Fill a sibling of ``place``, then give it that name; a twin that was faster is fine."""
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _sweep(place.parent)
     partial = Path(tempfile.mkdtemp(prefix=place.name + _PARTIAL, dir=place.parent))
     try:
-        unpack = _unpack_zip if kind == "zip" else _unpack_7z
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        names = unpack(file, partial / _CONTENT, _Meter(size, limits), limits)
+        names = list(fill(partial / _CONTENT))
         (partial / _MARKER).write_text(json.dumps(names), encoding="utf-8")
         try:
             partial.rename(place)
@@ -269,7 +282,9 @@ def _unpack_7z(file: _GuardedReader, into: Path, meter: _Meter, limits: PackageL
         ) from error
     writers = SimpleNamespace(create=functools.partial(_SevenZipWriter, into, meter))
     try:
-        with py7zr.SevenZipFile(file) as archive:
+        with _short_tables(py7zr.archiveinfo, limits):
+            opened = py7zr.SevenZipFile(file)
+        with opened as archive:
             if archive.needs_password():
                 raise ModelPackageError("it is encrypted. Pack it again without a password.")
             names = _judge([_7z_member(entry) for entry in archive.files], meter, limits)
@@ -279,9 +294,29 @@ def _unpack_7z(file: _GuardedReader, into: Path, meter: _Meter, limits: PackageL
         raise
     except py7zr.exceptions.PasswordRequired as error:
         raise ModelPackageError("it is encrypted. Pack it again without a password.") from error
+    except py7zr.exceptions.Bad7zFile as error:
+        if "limit" not in str(error):
+            raise ModelPackageError(f"the 7-Zip archive is damaged ({error}). Download or copy it again.") from error
+        raise ModelPackageError(
+            f"its table of contents is too long ({error}); GEODL_DASK_PACKAGE_MAX_MEMBERS is {limits.members}."
+        ) from error
     except Exception as error:  # py7zr 1.1 raises whatever its parser trips over
         raise ModelPackageError(f"the 7-Zip archive is damaged ({error}). Download or copy it again.") from error
     return [name for name in names if name is not None]
+
+
+@contextlib.contextmanager
+def _short_tables(archiveinfo: Any, limits: PackageLimits) -> Iterator[None]:
+    """py7zr makes an object of each member before anybody can judge one; its own limits, lowered to ours meanwhile."""
+    ours = dict.fromkeys(("MAX_NUMFILES", "MAX_NUMFOLDERS", "MAX_SUBSTREAMS"), limits.members)
+    ours["MAX_HEADER_SIZE"] = max(_COPY_BYTES, limits.members * _7Z_ENTRY_BYTES)
+    with _PY7ZR_LIMITS:
+        theirs = {name: getattr(archiveinfo, name) for name in ours}
+        vars(archiveinfo).update(ours)
+        try:
+            yield
+        finally:
+            vars(archiveinfo).update(theirs)
 
 
 def _7z_member(entry: Any) -> _Member:

@@ -366,6 +366,51 @@ def test_an_input_is_never_the_output(folder):
     assert tree(folder) == before
 
 
+@pytest.mark.parametrize("name", ["out.txt", "out.emd", "out", ".ecd"])
+def test_an_output_that_does_not_end_in_ecd_is_refused(folder, name):
+    before = tree(folder)
+    for options in ({}, {"emd": True}, {"emd": True, "overwrite": True}):
+        with pytest.raises(EcdError, match=r"does not end in \.ecd"):
+            deep_learning_model_to_ecd(folder / "cntk.model", folder / "classInfo.json", folder / name, **options)
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("name", ["out.ecd", "out.emd"])
+def test_a_folder_in_the_place_of_either_output_stops_both(folder, name):
+    for each in {"out.ecd", "out.emd"} - {name}:
+        (folder / each).write_text("old")
+    (folder / name).mkdir()
+    before = tree(folder)
+    with pytest.raises(EcdError, match=f"{name} exists and is a folder"):
+        convert(folder, emd=True, overwrite=True)
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("fails", ["out.ecd", "out.emd"])
+def test_both_outputs_are_new_or_none(folder, monkeypatch, fails, old):
+    def fail(source: Path, target: Path) -> Path:
+        if target.name == fails and source.name == fails:
+            raise OSError(13, "Permission denied")
+        return replace(source, target)
+
+    if old:
+        (folder / "out.ecd").write_text("old")
+        (folder / "out.emd").write_text("old")
+    before, replace = tree(folder), Path.replace
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(EcdError, match="Permission denied"):
+        convert(folder, emd=True, overwrite=True)
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("value", [-1, 2**32 - 1])
+def test_class_values_that_a_result_cannot_hold_are_refused(folder, value):
+    change_info(folder, lambda record: record["Classes"][0].update(Value=value))
+    with pytest.raises(EcdError, match=rf"Classes\[0\].Value is {value}; needed: a whole number from 0 to 4294967294"):
+        convert(folder)
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_run_that_fails_leaves_no_trace(folder, monkeypatch, error):
     def fail(descriptor: int) -> None:
@@ -462,9 +507,36 @@ def test_a_reference_is_relative_and_its_model_verified(folder):
     with pytest.raises(EcdError, match="SHA256"):
         extract(moved / "deep" / "out.ecd", moved / "again")
     (moved / "cntk.model").unlink()
-    with pytest.raises(EcdError, match=r"cntk\.model is no file"):
+    with pytest.raises(EcdError, match=r"cntk\.model is no file of"):
         extract(moved / "deep" / "out.ecd", moved / "again")
     assert not (moved / "again").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such files")
+@pytest.mark.parametrize(
+    ("place", "size"),
+    [
+        ("/proc/self/pagemap", 2**49),
+        ("/dev/zero", 10),
+        ("/dev/zero", 0),
+        ("pipe", 10),
+        ("cntk.model", 2**49),
+        ("cntk.model", len(CNTK) - 1),
+        ("..", 4096),
+        ("none", 5),
+    ],
+)
+def test_only_an_ordinary_file_of_the_stated_size_is_followed(folder, monkeypatch, place, size):
+    convert(folder, reference=True)
+    os.mkfifo(folder / "pipe")
+    envelope = json.loads((folder / "out.ecd").read_text())
+    envelope["Definitions"][0]["DeepLearningModel"]["Files"][0].update(Path=place, Size=size)
+    (folder / "out.ecd").write_text(json.dumps(envelope))
+    before = {path.name for path in folder.iterdir()}
+    monkeypatch.setattr(ecd, "_chunks", lambda path: pytest.fail("was read"))
+    with pytest.raises(EcdError, match=f"is no file of {size} bytes"):
+        extract(folder / "out.ecd", folder / "back")
+    assert {path.name for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["missing.pb", "empty.pb", "folder"])
@@ -476,7 +548,9 @@ def test_what_is_no_model_is_refused(folder, name):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
-@pytest.mark.parametrize("name", ["a:b.pb", "a\\b.pb", "a\nb.pb", "a\udcff.pb"])
+@pytest.mark.parametrize(
+    "name", ["a:b.pb", "a\\b.pb", "a\nb.pb", "a\udcff.pb", "con", "AUX.onnx", "nul .pb", "x.", "x ", "a<b", "a?"]
+)
 def test_a_name_that_not_every_system_has_is_refused(folder, name):
     shutil.copy(folder / "cntk.model", folder / name)
     with pytest.raises(EcdError) as caught:

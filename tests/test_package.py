@@ -494,3 +494,20 @@ def test_a_damaged_7_zip_package_is_refused(py7zr, tmp_path, cache):
     path = write_7z(py7zr, tmp_path / "m.dlpk", {"m.emd": EMD, "w.pth": os.urandom(1000)})
     path.write_bytes(path.read_bytes()[:-20])
     assert_refused(path, "the 7-Zip archive is damaged", cache)
+
+
+def test_a_7_zip_table_of_contents_is_refused_before_its_members_are_made(py7zr, tmp_path, cache, monkeypatch):
+    def never(*arguments):
+        raise AssertionError("a member was made")
+
+    empty = {f"{number}.txt": b"" for number in range(300)}
+    many = write_7z(py7zr, tmp_path / "many.dlpk", {"m.emd": EMD, **empty})
+    long = write_7z(py7zr, tmp_path / "long.dlpk", {"m.emd": EMD, **{f"{'d/' * 9_000}{n}": b"" for n in range(60)}})
+    assert long.stat().st_size < 20_000
+    limits = vars(py7zr.archiveinfo)["MAX_NUMFILES"], vars(py7zr.archiveinfo)["MAX_HEADER_SIZE"]
+    monkeypatch.setattr(py7zr.archiveinfo.FilesInfo, "_read_name", never)
+    for path in (many, long):
+        assert_refused(
+            path, "its table of contents is too long .*MAX_MEMBERS is 200", cache, PackageLimits(members=200)
+        )
+    assert limits == (vars(py7zr.archiveinfo)["MAX_NUMFILES"], vars(py7zr.archiveinfo)["MAX_HEADER_SIZE"])
