@@ -119,7 +119,8 @@ def _opened(store: str) -> xr.Dataset:
 
 
 def _chosen(dataset: xr.Dataset, choice: str, name: str) -> tuple[str, ...]:
-    rasters = tuple(str(each) for each, variable in dataset.data_vars.items() if variable.ndim >= 2)
+    # Sorted, for a store without consolidated metadata gives them in the order of the file system.
+    rasters = tuple(sorted(str(each) for each, variable in dataset.data_vars.items() if variable.ndim >= 2))
     chosen = tuple(each.strip() for each in choice.split(",") if each.strip()) or rasters
     if not set(chosen) <= set(rasters) or (len(chosen) != 1 and not choice):
         raise RasterInputError(
