@@ -125,6 +125,21 @@ def test_what_gdal_opens_is_read_as_the_file_beneath(file, write):
     assert_read_as(open_raster(write(file)), file)
 
 
+def test_prefixed_name_of_the_working_folder_is_read_from_elsewhere(tmp_path, file, monkeypatch):
+    write_index(file)
+    monkeypatch.chdir(tmp_path)
+    rasters = open_raster("GTIFF_DIR:1:image.tif"), open_raster("GTI:index.gti.gpkg")
+    monkeypatch.chdir("/")
+    for raster in rasters:
+        assert_read_as(raster, file)
+
+
+@pytest.mark.parametrize(("write", "kind"), [(as_path, "GeoTIFF"), (as_virtual_raster, "virtual raster"),
+                                             (as_tile_index, "tile index"), (as_tile_index_xml, "tile index")])  # fmt: skip
+def test_what_a_file_was_taken_for_is_said(file, write, kind):
+    assert open_raster(write(file)).kind == kind
+
+
 # Files over HTTP.
 
 
@@ -383,6 +398,20 @@ def test_broken_file_of_a_folder_is_named(tmp_path, image):
     (tmp_path / "b.tif").write_bytes(b"II*\x00\x08\x00\x00\x00")
     with pytest.raises(RasterInputError, match=r"b\.tif cannot be opened"):
         open_raster(tmp_path)
+
+
+# What is no raster.
+
+
+@pytest.mark.parametrize("name", ["shapes.gpkg", "shapes.geojson", "shapes.shp"])
+def test_vector_file_is_no_raster(tmp_path, name):
+    import pyogrio.raw
+    import shapely
+
+    boxes = np.array([shapely.to_wkb(shapely.box(0, 0, 1, 1))], object)
+    pyogrio.raw.write(tmp_path / name, boxes, [np.array([1])], ["a"], geometry_type="Polygon", crs="EPSG:4326")
+    with pytest.raises(RasterInputError, match="to_raster .*cannot be opened as a raster: .*can be a mask"):
+        open_raster(tmp_path / name, "to_raster")
 
 
 # What is not there.

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import rasterio
 import rasterio.errors
 from odc.geo.geobox import GeoBox
 from rasterio.enums import ColorInterp, MaskFlags
@@ -15,6 +14,7 @@ from rasterio.windows import Window as RasterioWindow
 from ..errors import RasterInputError, RasterReadError
 from ..tiling import Window
 from .bands import Bands, choose_bands, require_real
+from .gdal import DRIVERS, opened
 from .sources import Source
 from .validity import validity
 
@@ -60,7 +60,7 @@ class RasterFile:
         where = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
         level = {} if self.overview is None else {"overview_level": self.overview}
         try:
-            with rasterio.open(self.dataset, **level) as dataset:
+            with opened(self.dataset, **level) as dataset:
                 # One by one, for rasterio reads bands of several types only so.
                 stored = np.stack([dataset.read(band, window=where) for band in self.bands])
                 masks = None if self.all_valid else dataset.read_masks(list(self.bands), window=where)
@@ -91,22 +91,24 @@ def open_file(source: Source, text: str, role: str, bands: Bands) -> RasterFile:
     text : what the user wrote. role : names it in messages. Raises RasterInputError or BandCountError.
     """
     try:
-        with rasterio.open(source.dataset) as dataset:
+        with opened(source.dataset) as dataset:
             return _describe(dataset, source, text, role, bands)
     except rasterio.errors.RasterioIOError as error:
-        raise RasterInputError(f"{role} {text} cannot be opened as a raster: {error}.") from error
+        raise RasterInputError(
+            f"{role} {text} cannot be opened as a raster: {str(error).rstrip('.')}. (Polygons can be a mask.)"
+        ) from error
 
 
 def at_overview(raster: RasterFile, shrink: float) -> RasterFile:
     """The coarsest overview that still has a pixel for each of a grid whose pixels are ``shrink`` times as long."""
     if raster.overview is not None or shrink < 2:
         return raster
-    with rasterio.open(raster.dataset) as dataset:
+    with opened(raster.dataset) as dataset:
         factors = [dataset.overviews(band) for band in raster.bands]
     usable = [level for level, factor in enumerate(factors[0]) if factor <= shrink * 1.01]
     if not usable or any(each != factors[0] for each in factors):
         return raster
-    with rasterio.open(raster.dataset, overview_level=usable[-1]) as dataset:
+    with opened(raster.dataset, overview_level=usable[-1]) as dataset:
         grid = GeoBox(dataset.shape, dataset.transform, raster.grid.crs)
     return replace(raster, overview=usable[-1], grid=grid)
 
@@ -128,7 +130,7 @@ def _describe(dataset: Any, source: Source, text: str, role: str, wanted: Bands)
     return RasterFile(
         name=text,
         dataset=source.dataset,
-        kind=source.kind or dataset.driver,
+        kind=source.kind or DRIVERS.get(dataset.driver, dataset.driver),
         grid=grid,
         bands=chosen,
         band_names=names if palette else tuple(names[numbers.index(band)] for band in chosen),

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import rasterio
 import rasterio.errors
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 
 from ..errors import RasterInputError
+from .gdal import opened
 
 LATTICE_TOLERANCE_PX = 0.01
 """Members are on one pixel lattice where no corner of any is further from it than this."""
@@ -79,7 +79,7 @@ def describe_members(datasets: Sequence[str], names: Sequence[str], role: str) -
 
 def _describe(path: str, name: str, role: str) -> Member:
     try:
-        with rasterio.open(path) as dataset:
+        with opened(path) as dataset:
             return _described(dataset, path, name, role)
     except rasterio.errors.RasterioIOError as error:
         raise RasterInputError(f"{role}: {name} cannot be opened as a raster: {error}.") from error

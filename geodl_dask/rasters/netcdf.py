@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-import rasterio
 import rasterio.errors
 
 from ..errors import RasterInputError
+from .gdal import opened
 from .members import describe_members
 from .mosaic import stack_of_members
 
@@ -42,7 +42,7 @@ def _variables(path: Path, role: str) -> list[str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # the file as a whole is nowhere
-            with rasterio.open(path) as dataset:
+            with opened(str(path)) as dataset:
                 return [name.rpartition(":")[2] for name in dataset.subdatasets]
     except rasterio.errors.RasterioIOError as error:
         raise RasterInputError(f"{role} {path} cannot be opened as a netCDF file: {error}.") from error

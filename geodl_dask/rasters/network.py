@@ -23,15 +23,6 @@ LARGEST_DOCUMENT = 64 * 2**20
 CLOUDS = {"s3": "vsis3", "gs": "vsigs", "az": "vsiaz", "oss": "vsioss"}
 """URL schemes of object storage, and GDAL's file systems for them, which take their settings from the environment."""
 
-GDAL_SETTINGS = {
-    "GDAL_HTTP_CONNECTTIMEOUT": str(TIMEOUT_S),
-    "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
-    "GDAL_HTTP_LOW_SPEED_TIME": "60",
-    "GDAL_HTTP_MAX_RETRY": "3",
-    "GDAL_HTTP_RETRY_DELAY": "0.5",
-}
-"""Under which GDAL reads what is remote: it gives up in time, and tries again."""
-
 
 def gdal_name(url: str) -> str:
     """GDAL's name of a remote file; a path stays as it is."""

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import rasterio
 import rasterio.errors
 
 from ..errors import RasterNotFoundError
 from . import netcdf, stac
+from .gdal import opened
 from .mosaic import files_of_folder, files_of_pattern, mosaic_of_files
 from .network import CLOUDS, gdal_name, require_rangeable
 from .services import layer_by_address, layer_by_document
@@ -57,7 +57,7 @@ def find_source(text: str, role: str) -> Source:
     if place and Path(place).exists():
         return _of_path(Path(place), choice, role)
     if re.match(r"[A-Za-z][A-Za-z0-9_+]+:", text):  # one letter is a drive
-        return Source(text, "")
+        return Source(_with_absolute_paths(text), "")
     if glob.has_magic(text):
         return Source(*mosaic_of_files(files_of_pattern(text, role), role))
     raise RasterNotFoundError(f"{role} {text or repr(text)} does not exist (looked in {Path.cwd()}).")
@@ -67,6 +67,16 @@ def _split(text: str) -> tuple[str, str]:
     """The place, and what was chosen of it, which stands after the last ``#``."""
     place, mark, choice = text.rpartition("#")
     return (place, choice) if mark and not Path(text).exists() else (text, "")
+
+
+def _with_absolute_paths(text: str) -> str:
+    """A name with a prefix, such as ``NETCDF:"f.nc":var``, for workers may stand in another folder."""
+
+    def absolute(part: re.Match[str]) -> str:
+        path = Path(part[1])
+        return part[0].replace(part[1], str(path.absolute())) if path.suffix and path.exists() else part[0]
+
+    return re.sub(r'(?<=:)"?([^":]+)"?', absolute, text)
 
 
 def _of_path(path: Path, choice: str, role: str) -> Source:
@@ -94,7 +104,7 @@ def _of_url(url: str, choice: str, role: str) -> Source:
 def _of_cloud(url: str, role: str) -> Source:
     dataset = gdal_name(url)
     try:
-        with rasterio.open(dataset):
+        with opened(dataset):
             return Source(dataset, "")
     except rasterio.errors.RasterioIOError as error:
         raise RasterNotFoundError(
