@@ -134,10 +134,17 @@ def test_prefixed_name_of_the_working_folder_is_read_from_elsewhere(tmp_path, fi
         assert_read_as(raster, file)
 
 
-@pytest.mark.parametrize(("write", "kind"), [(as_path, "GeoTIFF"), (as_virtual_raster, "virtual raster"),
-                                             (as_tile_index, "tile index"), (as_tile_index_xml, "tile index")])  # fmt: skip
-def test_what_a_file_was_taken_for_is_said(file, write, kind):
-    assert open_raster(write(file)).kind == kind
+SAID = {
+    as_path: "GeoTIFF",
+    as_virtual_raster: "virtual raster",
+    as_tile_index: "tile index",
+    as_tile_index_xml: "tile index",
+}
+
+
+@pytest.mark.parametrize("write", SAID, ids=lambda write: write.__name__)
+def test_what_a_file_was_taken_for_is_said(file, write):
+    assert open_raster(write(file)).kind == SAID[write]
 
 
 # Files over HTTP.
@@ -410,7 +417,7 @@ def test_vector_file_is_no_raster(tmp_path, name):
 
     boxes = np.array([shapely.to_wkb(shapely.box(0, 0, 1, 1))], object)
     pyogrio.raw.write(tmp_path / name, boxes, [np.array([1])], ["a"], geometry_type="Polygon", crs="EPSG:4326")
-    with pytest.raises(RasterInputError, match="to_raster .*cannot be opened as a raster: .*can be a mask"):
+    with pytest.raises(RasterInputError, match=r"to_raster .*cannot be opened as a raster: .*can be a mask"):
         open_raster(tmp_path / name, "to_raster")
 
 
