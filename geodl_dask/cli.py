@@ -24,7 +24,7 @@ from rich.text import Text
 
 from . import __version__
 from .ecd import EcdError
-from .errors import DeviceError, GeodlError, RequestError
+from .errors import GeodlError, RequestError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -106,7 +106,7 @@ def _run_options(command: Any) -> Any:
         click.option("--gpu-id", type=click.IntRange(min=0), metavar="N", help="The one GPU to use; without it, all."),
         click.option(
             "--workers", type=click.IntRange(min=1), metavar="N",
-            help="Worker processes; without it, threads of this one, or one process for each of several GPUs.",
+            help="Worker processes, at most one per GPU; without it, threads of this one, or one for each of many GPUs.",
         ),
         click.option("--mask", metavar="FILE", help="Where the result is wanted: raster or polygons."),
         click.option("--like", metavar="RASTER", help="Take this raster's grid in the place of the first one's."),
@@ -179,7 +179,9 @@ def _run(
     started = time.perf_counter()
     write = _writer_of(output, overwrite=overwrite, provenance={**places, **keywords})
     with err.status("Opening the model and the rasters") if not quiet else nullcontext():
-        gpus = _gpus(processor_type, gpu_id, workers)
+    from .devices import worker_gpus
+
+        gpus = worker_gpus(processor_type, gpu_id=gpu_id, workers=workers)
         result = plan(processor=processor_type, **keywords)
     if not quiet:
         for account in result.attrs["rasters"]:
@@ -189,20 +191,6 @@ def _run(
         written = _write_showing_progress(write, result, output, overwrite=overwrite, quiet=quiet)
     if not quiet:
         _print_summary(result, written, time.perf_counter() - started)
-
-
-def _gpus(processor_type: str, gpu_id: int | None, workers: int | None) -> tuple[str, ...]:
-    """The GPUs that get a worker process each; none where this process runs the model, or workers are asked for."""
-    from .devices import bind_gpu, visible_gpus
-
-    if gpu_id is not None:
-        if processor_type == "cpu":
-            raise DeviceError(f"GPU {gpu_id} and the processor type cpu were asked for. Leave one out.")
-        bind_gpu(gpu_id)
-    if processor_type == "cpu" or gpu_id is not None or workers is not None:
-        return ()
-    gpus = visible_gpus()
-    return gpus if len(gpus) > 1 else ()
 
 
 @cli.command("model-info")

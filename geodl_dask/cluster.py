@@ -36,7 +36,7 @@ def connect(cluster: str = "local", *, workers: int | None = None, gpus: Sequenc
             raise RequestError(f"No Dask scheduler can be reached at {cluster}: {error}. Does it run?") from error
     if workers is not None and workers < 1:
         raise RequestError(f"workers is {workers}; at least 1 is needed.")
-    if gpus and workers is not None:
+    if gpus and workers not in (None, len(gpus)):
         raise RequestError(f"workers is {workers}, and {len(gpus)} GPUs have a worker each. Leave workers out.")
     count = len(gpus) or workers or 1
     has_processes = bool(gpus) or workers is not None

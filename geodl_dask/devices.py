@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .errors import DeviceError
 
 Processor = Literal["auto", "cpu", "gpu"]
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+class _Bound(NamedTuple):
+    """The one GPU that this process was bound to."""
+
+    gpu_id: int
+    name: str  # in the words of CUDA_VISIBLE_DEVICES
+    before: str | None  # what that variable was
+
+
+_bound: _Bound | None = None
 
 
 def choose_device(processor: Processor = "auto") -> Literal["cpu", "cuda"]:
@@ -36,25 +48,63 @@ def visible_gpus() -> tuple[str, ...]:
     import torch
 
     count = torch.cuda.device_count()
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    listed = os.environ.get(_VISIBLE)
     names = [str(number) for number in range(count)] if listed is None else [name.strip() for name in listed.split(",")]
     return tuple(names[:count])
 
 
-def bind_gpu(gpu_id: int) -> None:
-    """Make one of the visible GPUs, from 0, the only one that this process sees.
+def bind_gpu(gpu_id: int | None) -> None:
+    """Make one of the GPUs, from 0, the only one that this process sees; None gives back those that it saw before.
 
     Raises DeviceError where it is not there, or torch has taken another one in this process already.
     """
+    global _bound
     import torch
 
+    if _bound is not None and os.environ.get(_VISIBLE) != _bound.name:
+        _bound = None  # somebody else has chosen since
+    if gpu_id == (None if _bound is None else _bound.gpu_id):
+        return
+    if torch.cuda.is_initialized() and (_bound is not None or len(visible_gpus()) > 1):
+        raise DeviceError(
+            f"{'All GPUs were' if gpu_id is None else f'GPU {gpu_id} was'} asked for, and torch has taken "
+            f"{'a GPU' if _bound is None else f'GPU {_bound.gpu_id}'} in this process already. Ask before anything "
+            "else, or start another Python."
+        )
+    if _bound is not None:
+        if _bound.before is None:
+            del os.environ[_VISIBLE]
+        else:
+            os.environ[_VISIBLE] = _bound.before
+        _bound = None
+    if gpu_id is None:
+        return
     gpus = visible_gpus()
     if not 0 <= gpu_id < len(gpus):
         there = f"those from 0 to {len(gpus) - 1} are" if gpus else "none is"
         raise DeviceError(f"GPU {gpu_id} was asked for; {there} visible to this process (see nvidia-smi).")
-    if torch.cuda.is_initialized() and len(gpus) > 1:
+    _bound = _Bound(gpu_id, gpus[gpu_id], os.environ.get(_VISIBLE))
+    os.environ[_VISIBLE] = gpus[gpu_id]
+
+
+def worker_gpus(processor: str, *, gpu_id: int | None = None, workers: int | None = None) -> tuple[str, ...]:
+    """The GPUs that get a local worker process each; none where this process, or workers without GPU, do the work.
+
+    gpu_id : the one GPU to use; None: all, and where there are several a worker for each. workers : how many worker
+    processes were asked for.
+    Raises DeviceError for a GPU that is not there, or more workers than GPUs.
+    """
+    if processor == "cpu":
+        if gpu_id is not None:
+            raise DeviceError(f"GPU {gpu_id} and the processor type cpu were asked for. Leave one out.")
+        return ()
+    bind_gpu(gpu_id)
+    gpus = visible_gpus()
+    if workers is None:
+        return gpus if len(gpus) > 1 else ()
+    if gpus and workers > len(gpus):
         raise DeviceError(
-            f"GPU {gpu_id} was asked for, and torch has taken a GPU in this process already. Ask before anything else, "
-            "or set CUDA_VISIBLE_DEVICES before Python starts."
+            f"{workers} workers were asked for, and a GPU has one at the most; there is "
+            f"{len(gpus)} to use. Ask for no more workers than that, or for the processor type cpu."
         )
-    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[gpu_id]
+    return gpus[:workers]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .definition import IS_URL
-from .errors import RequestError
+from .errors import DeviceError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -60,6 +60,10 @@ class Environment:
         known = [field.name for field in fields(self)]
         if name not in known:
             raise AttributeError(f"env has no {name}; it has {', '.join(known)}.")
+        if name == "gpuId" and value is not None and (isinstance(value, bool) or not str(value).isdecimal()):
+            raise DeviceError(f"env.gpuId is {value!r}; a number from 0, or None for all GPUs, is needed.")
+        if name == "processorType" and value is not None and str(value).upper() not in ("CPU", "GPU"):
+            raise DeviceError(f'env.processorType is {value!r}; "CPU", "GPU" or None, for a GPU if any, is needed.')
         super().__setattr__(name, value)
 
 
@@ -83,21 +87,22 @@ def DetectChangeUsingDeepLearning(  # noqa: N802
     from .change import detect_change
     from .cluster import connect
     from .cog import write_cog
-    from .devices import bind_gpu
+    from .devices import worker_gpus
     from .outputs import check_output
     from .zarr_store import write_zarr
 
     workers = _workers(env.parallelProcessingFactor)
     out = check_output(_placed(out_classified_raster), (".tif", ".tiff", ".zarr"), overwrite=env.overwriteOutput)
-    if env.gpuId is not None and (env.processorType or "GPU").upper() == "GPU":
-        bind_gpu(int(env.gpuId))
+    processor = cast("Processor", (env.processorType or "auto").lower())
+    gpu_id = None if env.gpuId is None or processor == "cpu" else int(env.gpuId)
+    gpus = worker_gpus(processor, gpu_id=gpu_id, workers=workers)
     change = detect_change(
         _placed(from_raster), _placed(to_raster), _placed(in_model_definition), arguments=arguments,
-        trust_code=env.trustCode, processor=cast("Processor", (env.processorType or "auto").lower()),
+        trust_code=env.trustCode, processor=processor,
         mask=None if env.mask is None else _placed(env.mask), **_grid_options(),
     )  # fmt: skip
     write = write_zarr if out.suffix.lower() == ".zarr" else write_cog
-    with connect("local", workers=workers):
+    with connect("local", workers=workers, gpus=gpus):
         return write(change, out, overwrite=env.overwriteOutput).path
 
 
@@ -113,7 +118,7 @@ def DeepLearningModelToEcd(  # noqa: N802
     from .ecd import deep_learning_model_to_ecd
 
     model, info, out = map(_placed, (in_deep_learning_model, in_classification_info_json, out_classifier_definition))
-    return deep_learning_model_to_ecd(model, info, out).path
+    return deep_learning_model_to_ecd(model, info, out, overwrite=env.overwriteOutput).path
 
 
 def CheckOutExtension(extension_code: str) -> str:  # noqa: N802

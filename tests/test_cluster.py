@@ -111,3 +111,5 @@ def test_each_gpu_gets_a_worker_that_sees_no_other():
 def test_gpus_and_a_number_of_workers_contradict_each_other():
     with pytest.raises(RequestError, match="2 GPUs have a worker each"):
         connect("local", workers=3, gpus=("0", "1"))
+    with connect("local", workers=2, gpus=("0", "1")) as client:
+        assert sorted(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == ["0", "1"]

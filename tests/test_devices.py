@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from geodl_dask.devices import bind_gpu, choose_device, visible_gpus
+from geodl_dask import devices
+from geodl_dask.devices import bind_gpu, choose_device, visible_gpus, worker_gpus
 from geodl_dask.errors import DeviceError
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -17,6 +18,7 @@ def four_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "unset later")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(devices, "_bound", None)
 
 
 @without_gpu
@@ -64,7 +66,68 @@ def test_a_number_beyond_the_last_gpu_is_refused():
 
 
 @pytest.mark.usefixtures("four_gpus")
+@pytest.mark.parametrize("listed", [None, "7,GPU-abc,5,1"])
+def test_binding_is_repeated_changed_and_taken_back_while_torch_has_no_gpu(monkeypatch, listed):
+    if listed:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    names = (listed or "0,1,2,3").split(",")
+    for gpu_id in (1, 1, 3, 0):
+        bind_gpu(gpu_id)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == names[gpu_id]
+    bind_gpu(None)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == listed
+    bind_gpu(2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6,7,8")  # by somebody else
+    bind_gpu(2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+
+
+@pytest.mark.usefixtures("four_gpus")
 def test_a_gpu_is_not_changed_once_torch_has_one(monkeypatch):
+    bind_gpu(2)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    bind_gpu(2)
+    for gpu_id, words in ((1, "GPU 1 was"), (None, "All GPUs were")):
+        with pytest.raises(DeviceError, match=f"{words} asked for, and torch has taken GPU 2"):
+            bind_gpu(gpu_id)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_a_gpu_is_not_chosen_once_torch_has_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    bind_gpu(None)
     with pytest.raises(DeviceError, match="has taken a GPU"):
         bind_gpu(1)
+
+
+@pytest.mark.usefixtures("four_gpus")
+@pytest.mark.parametrize(
+    ("processor", "gpu_id", "workers", "gpus"),
+    [
+        ("auto", None, None, ("0", "1", "2", "3")),
+        ("gpu", None, None, ("0", "1", "2", "3")),
+        ("auto", None, 3, ("0", "1", "2")),
+        ("gpu", None, 1, ("0",)),
+        ("auto", 2, None, ()),
+        ("auto", 2, 1, ("2",)),
+        ("cpu", None, None, ()),
+        ("cpu", None, 8, ()),
+    ],
+)
+def test_gpus_are_dealt_to_the_workers(processor, gpu_id, workers, gpus):
+    assert worker_gpus(processor, gpu_id=gpu_id, workers=workers) == gpus
+
+
+@pytest.mark.usefixtures("four_gpus")
+@pytest.mark.parametrize(("gpu_id", "workers", "count"), [(None, 5, 4), (1, 2, 1)])
+def test_more_workers_than_gpus_are_refused(gpu_id, workers, count):
+    with pytest.raises(DeviceError, match=f"{workers} workers were asked for, .* there is {count} to use"):
+        worker_gpus("auto", gpu_id=gpu_id, workers=workers)
+
+
+@without_gpu
+def test_without_gpus_any_number_of_workers_will_do():
+    assert worker_gpus("auto", workers=8) == ()
+    with pytest.raises(DeviceError, match="GPU 1 and the processor type cpu"):
+        worker_gpus("cpu", gpu_id=1)

@@ -8,10 +8,14 @@ import sys
 import numpy as np
 import pytest
 import rasterio
+import torch
+from distributed import default_client
 from raster_functions.hosting import write_model
 
-from geodl_dask import tools
-from geodl_dask.errors import GeodlError, OutputExistsError, RequestError, UntrustedCodeError
+from geodl_dask import cog, devices, tools
+from geodl_dask.cog import write_cog
+from geodl_dask.ecd import EcdError
+from geodl_dask.errors import DeviceError, GeodlError, OutputExistsError, RequestError, UntrustedCodeError
 
 # The samples' paths are Windows paths; in a folder that has a folder "c:" they are paths here too.
 DETECT_IN_WINDOW = """
@@ -135,6 +139,54 @@ def test_processor_type_and_worker_processes_are_followed(tmp_path, pair, pixels
     environment.processorType, environment.gpuId = "GPU", 99
     with pytest.raises(GeodlError, match="GPU"):
         tools.DetectChangeUsingDeepLearning(*pair, tmp_path / "p.tif", model)
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(None, ["3", "GPU-a", "GPU-b"]), (2, ["3", "GPU-a"])])
+def test_each_gpu_gets_a_worker_that_sees_no_other(tmp_path, pair, model, environment, monkeypatch, factor, expected):
+    # No GPU here: how many there are is made up, and what each worker would let torch see is all that can be shown.
+    monkeypatch.setattr(devices, "visible_gpus", lambda: ("3", "GPU-a", "GPU-b"))
+    seen = []
+
+    def write(change, *arguments, **options):
+        seen.extend(default_client().run(os.getenv, "CUDA_VISIBLE_DEVICES").values())
+        return write_cog(change, *arguments, **options)
+
+    monkeypatch.setattr(cog, "write_cog", write)
+    environment.parallelProcessingFactor = factor
+    tools.DetectChangeUsingDeepLearning(*pair, tmp_path / "o.tif", model)
+    assert sorted(seen) == expected
+
+
+def test_one_gpu_is_used_once_and_again(tmp_path, pair, model, environment, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)  # no GPU here
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    monkeypatch.setattr(devices, "_bound", None)
+    environment.gpuId = 1
+    for name in ("o.tif", "p.tif"):
+        tools.DetectChangeUsingDeepLearning(*pair, tmp_path / name, model)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("gpuId", "all"), ("gpuId", -1), ("gpuId", True), ("processorType", "TPU")]
+)
+def test_an_environment_that_names_no_device_is_refused_where_it_is_set(environment, name, value):
+    with pytest.raises(DeviceError, match=rf"env\.{name} is"):
+        setattr(environment, name, value)
+    for good in ("CPU", "gpu", None) if name == "processorType" else (0, "1", None):
+        setattr(environment, name, good)
+
+
+def test_an_existing_ecd_is_replaced_only_with_overwrite_output(tmp_path, environment):
+    (tmp_path / "cntk.model").write_bytes(b"B\0C\0N\0" + bytes(100))
+    (tmp_path / "classInfo.json").write_text(CLASS_INFO)
+    (tmp_path / "out.ecd").write_text("precious")
+    environment.workspace = tmp_path
+    with pytest.raises(EcdError, match="exists"):
+        tools.DeepLearningModelToEcd("cntk.model", "classInfo.json", "out.ecd")
+    assert (tmp_path / "out.ecd").read_text() == "precious"
+    environment.overwriteOutput = True
+    assert tools.DeepLearningModelToEcd("cntk.model", "classInfo.json", "out.ecd").stat().st_size > 500
 
 
 def test_an_existing_output_is_replaced_only_with_overwrite_output(tmp_path, pair, model, environment):
