@@ -87,28 +87,29 @@ def infer_block(
     for batch, members in tiles.batches(np.flatnonzero(asked.any(axis=(1, 2))), runner.batch_size):
         with lane:
             prediction = runner.predict(batch)
-        values[members] = decide(crop_to_core(prediction, plan.tile), runner, table)[: len(members)]
+        counts = np.pad(asked[members], ((0, len(prediction) - len(members)), (0, 0), (0, 0)))
+        values[members] = decide(crop_to_core(prediction, plan.tile), counts, runner, table)[: len(members)]
     values[~asked] = table.nodata
     block = values.reshape(rows, cols, height, width).swapaxes(1, 2).reshape(rows * height, cols * width)
     return np.ascontiguousarray(block[: core.height, : core.width])
 
 
-def decide(prediction: np.ndarray, runner: Runner, table: ClassTable) -> np.ndarray:
+def decide(prediction: np.ndarray, counts: np.ndarray, runner: Runner, table: ClassTable) -> np.ndarray:
     """Class values of a prediction.
 
     prediction : what ``runner`` gave: scores (tile, class, y, x) or class values (tile, y, x).
+    counts : (tile, y, x) bool, True where the answer counts; elsewhere it may be anything, and so may the result.
     Returns (tile, y, x) in the table's dtype: the class of the highest score, or, for one score, the class
     above or below ``runner.threshold``. Raises InferenceError for values that are none.
     """
     if runner.returns == "classes":
-        limit = np.iinfo(table.dtype).max
-        if prediction.min() < 0 or prediction.max() > limit:
+        limit, given = np.iinfo(table.dtype).max, prediction[counts]
+        if given.size and (given.min() < 0 or given.max() > limit):
             raise InferenceError(
-                f"The model answered with values {prediction.min()} to {prediction.max()}; {table.dtype} holds 0 to "
-                f"{limit}."
+                f"The model answered with values {given.min()} to {given.max()}; {table.dtype} holds 0 to {limit}."
             )
         return prediction.astype(table.dtype)
-    if np.isnan(prediction).any():
+    if (np.isnan(prediction).any(axis=1) & counts).any():
         raise InferenceError("The model answered with NaN scores for pixels that are all finite.")
     if prediction.shape[1] == 1:
         above, below = table.change_values()

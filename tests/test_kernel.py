@@ -129,6 +129,20 @@ def test_nan_scores_are_an_error_not_a_class(infer, pixels):
         infer(*pixels, runner=runner)
 
 
+def test_an_answer_counts_only_where_there_is_an_observation(infer, pixels):
+    """Such as (a - b) / (a + b), of which 0 and 0 make NaN."""
+    valid = np.random.default_rng(1).random((21, 18)) < 0.7
+    from_pixels, to_pixels = pixels + np.uint8(1)
+    runner = DifferenceRunner()
+    runner.predict = lambda batch: runner.answer(
+        np.where(batch.valid, batch.images[1][:, 0] * 1.0 - batch.images[0][:, 0], np.nan)
+    )
+    values = infer(from_pixels, to_pixels, valid=valid, runner=runner)
+    np.testing.assert_array_equal(values, infer(from_pixels, to_pixels, valid=valid))
+    runner.returns, runner.predict = "classes", lambda batch: np.where(batch.valid, 7, -9)
+    np.testing.assert_array_equal(infer(from_pixels, to_pixels, valid=valid, runner=runner), np.where(valid, 7, NODATA))
+
+
 @pytest.mark.parametrize("value", [-1, 256])
 def test_class_values_that_the_raster_cannot_hold_are_an_error(infer, pixels, value):
     runner = DifferenceRunner()

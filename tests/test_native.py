@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, ToyNetwork, save_network, write_definition
+from onnx import TensorProto, helper
 
 from geodl_dask.definition import load_definition
 from geodl_dask.errors import (
@@ -137,12 +138,45 @@ def test_class_indices_become_class_values(load):
     [
         (lambda stack: torch.sigmoid(stack[:, :1] - 99), "probabilities", 0.5),
         (lambda stack: stack[:, :1] - 99, "logits", 0.0),
+        (lambda stack: torch.sigmoid(stack[:, 0] - 99), "probabilities", 0.5),
         (lambda stack: (stack[:, 0] > 99).long(), "classes", None),
+        (lambda stack: stack[:, 0] > 99, "classes", None),
     ],
 )
-def test_meaning_of_the_answer_is_read_off_the_first_prediction(load, answer, output, threshold):
-    runner = load(PerPixel(answer))
+def test_meaning_of_the_answer_is_read_off_the_first_prediction(load, answer, output, threshold, caplog):
+    with caplog.at_level("INFO"):
+        runner = load(PerPixel(answer))
     assert (runner.output, runner.threshold) == (output, threshold)
+    assert f"is taken for {output}." in caplog.text
+
+
+@pytest.mark.parametrize("says", [None, "probabilities"])
+def test_scores_without_a_score_axis_get_one(load, says):
+    runner = load(PerPixel(lambda stack: torch.sigmoid(stack[:, 0] - 99)), GeodlDask={"output": says})
+    batch = tiles()
+    scores = runner.predict(batch)
+    assert (runner.returns, scores.shape) == ("scores", (4, 1, 16, 16))
+    np.testing.assert_allclose(scores[:, 0], torch.sigmoid(stacked(batch)[:, 0] - 99))
+
+
+def test_floats_are_class_indices_only_where_the_definition_says_so_and_they_are_whole(load):
+    says, batch = {"output": "classes"}, tiles()
+    whole = load(PerPixel(lambda stack: (stack[:, 0] > 99).float()), GeodlDask=says)
+    np.testing.assert_array_equal(whole.predict(batch), np.where(batch.images[0][:, 0] > 99, 7, 0))
+    with pytest.raises(ModelFileError, match=r"class index 0\.5 to 0\.5"):
+        load(PerPixel(lambda stack: stack[:, 0] * 0 + 0.5), GeodlDask=says).predict(batch)
+    with pytest.raises(ModelFileError, match="2 scores per pixel, and GeodlDask output says classes"):
+        load(PerPixel(lambda stack: stack[:, :2]), GeodlDask=says)
+
+
+def test_a_class_index_is_of_no_interest_where_nothing_was_observed(load):
+    runner = load(PerPixel(lambda stack: stack[:, 0].long()), GeodlDask={"output": "classes"})
+    batch = tiles(top=2)
+    batch.images[0][0, 0, 8, 8], batch.valid[0, 8, 8] = 200, False
+    runner.predict(batch)
+    batch.valid[0, 8, 8] = True
+    with pytest.raises(ModelFileError, match="class index 200 to 200"):
+        runner.predict(batch)
 
 
 def test_a_threshold_on_logits_is_the_logit_of_the_probability(load):
@@ -157,12 +191,64 @@ def test_a_distance_has_to_be_called_one(load):
     assert load(network, GeodlDask={"output": "distance", "threshold": 2.5}).threshold == 2.5
 
 
-def test_a_network_with_a_fixed_batch_axis_is_given_just_that(tmp_path):
+class Wide(torch.nn.Module):
+    """Of a width for which torch takes another kernel by the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(6, 16, 3, padding=1), torch.nn.Conv2d(16, 1, 3, padding=1)
+
+    def forward(self, stack: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(stack / 255 - 0.5)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("network", [Wide, ToyNetwork])
+@pytest.mark.parametrize("suffix", ["pt", "pt2", "onnx"])
+def test_scores_do_not_depend_on_the_batch_size(suffix, network, load):
+    torch.manual_seed(3)
+    network, batch = network().eval(), tiles(count=16)
+    with torch.inference_mode():
+        alone = torch.cat([network(each[None]) for each in stacked(batch)])
+        together = network(stacked(batch))
+    scores = []
+    for size in (1, 2, 4, 16):
+        runner = load(network, suffix=suffix, arguments={"batch_size": str(size)}, GeodlDask={"output": "logits"})
+        parts = [slice(start, start + size) for start in range(0, 16, size)]
+        batches = (Batch(tuple(i[at] for i in batch.images), batch.valid[at], batch.origins[at]) for at in parts)
+        scores.append(np.concatenate([runner.predict(each) for each in batches]))
+    assert all(np.array_equal(scores[0], each) for each in scores)
+    np.testing.assert_allclose(scores[0], alone.numpy(), atol=1e-4)
+    assert not torch.equal(alone, together) or isinstance(network, ToyNetwork), "torch rounds alike, so no test"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_script_that_was_traced_for_its_batch_gets_that_batch(load, tmp_path):
+    network = PerPixel(lambda stack: stack.reshape(4, 2, 3, 16, 16).sum(2) - 99)
+    path = tmp_path / "network.pt"
+    torch.jit.trace(network, torch.zeros(4, 6, 16, 16)).save(path)
+    batch = tiles()
+    np.testing.assert_array_equal(load(None).predict(batch), network(stacked(batch)).numpy())
+    with pytest.raises(ModelFileError, match="does not take"):
+        load(None, arguments={"batch_size": "3"})
+
+
+def test_a_network_with_a_fixed_batch_axis_is_given_just_that(tmp_path, caplog):
     program = torch.export.export(ToyNetwork().eval(), (torch.zeros(3, 6, 16, 16),))
     torch.export.save(program, tmp_path / "fixed.pt2")
     definition = load_definition(write_definition(tmp_path / "model.emd", ModelFile="fixed.pt2"))
     runner = load_runner(RunnerSpec(definition, "native", 3, "uint8", (("batch_size", "8"),)))
     assert runner.batch_size == 3
+    assert "batch_size 8 was asked for; the model's network takes 3" in caplog.text
+    caplog.clear()
+    load_runner(RunnerSpec(definition, "native", 3, "uint8"))
+    assert not caplog.records, "nobody asked for a batch size"
+
+
+def stats(low, high, mean=None, std=None) -> dict:
+    keys = ("band_min_values", "band_max_values", "scaled_mean_values", "scaled_std_values")
+    given = zip(keys, (low, high, mean, std), strict=True)
+    return {"NormalizationStats": {key: value for key, value in given if value is not None}}
 
 
 @pytest.mark.parametrize(
@@ -179,7 +265,11 @@ def test_a_network_with_a_fixed_batch_axis_is_given_just_that(tmp_path):
         ({"Classes": [*CLASSES, {"Value": 9, "Name": "x", "Color": [0, 0, 0]}]}, ModelFileError, "2 scores per pixel"),
         ({"GeodlDask": {"input": "pair"}}, ModelFileError, "does not take"),
         ({"GeodlDask": {"mean": [1, 2], "std": [1, 1]}}, BandCountError, "normalises 2 band"),
-        ({"NormalizationStats": {"band_min_values": [5], "band_max_values": [5]}}, ModelDefinitionError, "below"),
+        (stats([5], [5]), ModelDefinitionError, "min below max"),
+        (stats(["a"] * 3, ["b"] * 3), ModelDefinitionError, "band_min_values is 'a'; a finite number"),
+        (stats(5, 6), ModelDefinitionError, "band_min_values is 5; a list of numbers"),
+        (stats([0] * 3, [1] * 3, [0.5] * 2, [0.5] * 2), ModelDefinitionError, "one number per band"),
+        (stats([0] * 3, [1] * 3, [0.5] * 3, [0.5, 0, 1]), ModelDefinitionError, "scaled_std_values.*above 0"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_before_any_work(load, keys, error, message):
@@ -211,5 +301,25 @@ def test_a_tile_that_nobody_states_is_the_networks_or_256(load, tmp_path):
 
 
 def test_an_index_without_a_class_is_refused(load):
-    with pytest.raises(ModelFileError, match="class index 0 to 2"):
+    with pytest.raises(ModelFileError, match="class index 2 to 2"):
         load(PerPixel(lambda stack: stack[:, :3].argmax(1)), GeodlDask={"output": "classes"}).predict(tiles())
+
+
+def test_the_case_of_a_suffix_does_not_matter(load, tmp_path):
+    save_network(ToyNetwork(), tmp_path / "network.pt2").rename(tmp_path / "MODEL.PT2")
+    batch = tiles()
+    scores = load(None, ModelFile="MODEL.PT2").predict(batch)
+    np.testing.assert_array_equal(scores, load(ToyNetwork(), suffix="pt2").predict(batch))
+
+
+@pytest.mark.parametrize("shape", [None, []])
+def test_an_onnx_network_without_images_is_refused(shape, load, tmp_path):
+    taken = [] if shape is None else [helper.make_tensor_value_info("a", TensorProto.FLOAT, shape)]
+    given = [helper.make_tensor_value_info("b", TensorProto.FLOAT, [])]
+    value = helper.make_tensor("c", TensorProto.FLOAT, [], [1.0])
+    node = helper.make_node("Identity", ["a"], ["b"]) if taken else helper.make_node("Constant", [], ["b"], value=value)
+    graph = helper.make_graph([node], "g", taken, given)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (tmp_path / "network.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelFileError, match=r"takes \[(\[\])?\]; one stack or a pair"):
+        load(None, suffix="onnx")

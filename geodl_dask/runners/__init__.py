@@ -7,7 +7,7 @@ library and is imported only when a model needs it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -35,8 +35,8 @@ class RunnerSpec:
     """numpy name of the type that pixels are delivered in, e.g. ``"uint8"``."""
     arguments: tuple[tuple[str, str], ...] = ()
     """Model arguments as text, names as the model has them."""
-    output: str | None = None
-    """Meaning of a native model's output; None: read off the first prediction."""
+    output: str | None = field(default=None, compare=False)
+    """Meaning of a native model's output; None: read off the first prediction. Says nothing of which model it is."""
     device: Device = "cpu"
     """Where it runs; ``"cuda"`` is the one GPU that this process sees as 0."""
     raster_count: Literal[1, 2] = 2

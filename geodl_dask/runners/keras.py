@@ -32,18 +32,24 @@ class KerasNetwork:
             self._model = keras.saving.load_model(path, compile=False)
         except Exception as error:  # whatever the layers raise
             raise ModelFileError(f"{path} cannot be loaded by Keras {keras.__version__}: {error}") from error
-        shape = self._model.inputs[0].shape
-        if len(self._model.inputs) > 2 or len(shape) != 4:
+        inputs = getattr(self._model, "inputs", None)
+        if not inputs:
             raise ModelFileError(
-                f"The network of {self._source} takes {[each.shape for each in self._model.inputs]}; one stack or a "
-                "pair of shape (tile, y, x, band) is needed."
+                f"The network of {self._source} does not say what it takes. Save it again after it was built: give its "
+                "first layer an input shape, or call it on a batch."
             )
-        self.is_thread_safe = False
+        shape = inputs[0].shape
+        if len(inputs) > 2 or len(shape) != 4:
+            raise ModelFileError(
+                f"The network of {self._source} takes {[each.shape for each in inputs]}; one stack or a pair of shape "
+                "(tile, y, x, band) is needed."
+            )
+        self.is_thread_safe, self.batch_changes_bits = False, True
         self.batch_size: int | None = shape[0]
         self.tile_yx = (shape[1], shape[2]) if shape[1] and shape[2] else None
 
     def __call__(self, *inputs: np.ndarray) -> np.ndarray:
-        """float32 (tile, band, y, x) in, the network's answer (tile, class, y, x) out."""
+        """float32 (tile, band, y, x) in, the network's answer (tile, class, y, x) or (tile, y, x) out."""
         import keras
 
         from .pytorch import one_thread
@@ -55,4 +61,5 @@ class KerasNetwork:
         except Exception as error:  # whatever the layers raise
             shapes = " and ".join(str(each.shape) for each in given)
             raise ModelFileError(f"The network of {self._source} does not take {shapes}: {error}") from error
-        return np.moveaxis(np.asarray(keras.ops.convert_to_numpy(answer)), -1, 1)
+        answer = np.asarray(keras.ops.convert_to_numpy(answer))
+        return np.moveaxis(answer, -1, 1) if answer.ndim == 4 else answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any, Literal, Protocol
 
@@ -9,9 +10,12 @@ import numpy as np
 
 from ..arguments import check_names, integer_argument
 from ..definition import ModelDefinition
+from ..emd import read_numbers, wrong
 from ..errors import BandCountError, ModelDefinitionError, ModelFileError
-from ..tiling import TileSpec
+from ..tiling import TileSpec, crop_to_core
 from . import Batch, Parameter, RunnerSpec
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_BATCH_SIZE = 4
 DEFAULT_TILE_PX = 256
@@ -29,6 +33,8 @@ class Network(Protocol):
     """The fixed height and width of its input, pixels; None where several will do."""
     is_thread_safe: bool
     """Whether several threads may call it at once; then each call computes in one thread."""
+    batch_changes_bits: bool
+    """Whether it computes a tile by another kernel, and so rounds otherwise, where the batch has another length."""
 
     def __call__(self, *inputs: np.ndarray) -> np.ndarray:
         """inputs : one (stack) or two (pair) float32 arrays (tile, band, y, x). Returns (tile, ..., y, x)."""
@@ -36,7 +42,11 @@ class Network(Protocol):
 
 
 class NativeRunner:
-    """Runner of a network that stands in one file: TorchScript, torch.export or ONNX.
+    """Runner of a network that stands in one file: TorchScript, torch.export, ONNX or Keras.
+
+    Scores do not depend on the batch size, to the last bit: a network that rounds otherwise in another batch is
+    called tile by tile. On a GPU, where that would cost most of the speed, the bits hold for one batch size alone;
+    so they do for a network whose batch axis is fixed.
 
     Raises ModelDefinitionError, ModelArgumentError, BandCountError or ModelFileError where definition, network
     and rasters do not fit together: a first prediction on random pixels shows it before any work.
@@ -58,10 +68,17 @@ class NativeRunner:
         self.tile = TileSpec(size_yx, _padding(definition, given, size_yx))
         wanted = integer_argument(given, "batch_size", definition.batch_size or DEFAULT_BATCH_SIZE, 1)
         self.batch_size = network.batch_size or wanted
+        if "batch_size" in given and self.batch_size != wanted:
+            logger.warning("batch_size %s was asked for; the model's network takes %d.", wanted, self.batch_size)
         self.is_thread_safe = network.is_thread_safe
+        self._said = spec.output or definition.native.output
+        self._by_tile = False
+        self._by_tile = network.batch_changes_bits and network.batch_size is None and self._takes_one(spec)
         scores = self._forward(_random_batch(spec, self.tile, self.batch_size))
         self._check_shape(scores, definition)
-        self.output = spec.output or definition.native.output or _meaning(scores, definition)
+        self.output = self._said or _meaning(scores, definition)
+        if self._said is None:
+            logger.info("The answer of %s is taken for %s.", self._source, self.output)
         self.returns = "classes" if self.output == "classes" else "scores"
         self._values = np.array(definition.classes.values)
         self.threshold = _threshold(self.output, definition.native.threshold)
@@ -73,15 +90,25 @@ class NativeRunner:
         answer = self._forward(batch)
         if self.returns == "scores":
             return answer.astype(np.float32, copy=False)
-        indices = (answer[:, 0] if answer.ndim == 4 else answer).astype(np.int64)
-        if indices.min() < 0 or indices.max() >= len(self._values):
+        indices = answer[:, 0] if answer.ndim == 4 else answer
+        valid = batch.valid if indices.shape == batch.valid.shape else crop_to_core(batch.valid, self.tile)
+        known = np.isin(indices, np.arange(len(self._values)))
+        if (unknown := indices[valid & ~known]).size:
             raise ModelFileError(
-                f"{self._source} answered with class index {indices.min()} to {indices.max()}; Classes lists "
+                f"{self._source} answered with class index {unknown.min()} to {unknown.max()}; Classes lists "
                 f"{len(self._values)}, so 0 to {len(self._values) - 1} are possible."
             )
-        return self._values[indices]
+        return self._values[np.where(known, indices, 0).astype(np.int64)]
+
+    def _takes_one(self, spec: RunnerSpec) -> bool:
+        """Whether the network answers one tile with one: some are traced for the batch that they were traced with."""
+        try:
+            return self._forward(_random_batch(spec, self.tile, 1)).shape[:1] == (1,)
+        except ModelFileError:
+            return False
 
     def _forward(self, batch: Batch) -> np.ndarray:
+        """The network's answer (tile, score, y, x), or (tile, y, x) where it decides itself."""
         stack = np.concatenate(batch.images, axis=1)
         if self._bands != tuple(range(stack.shape[1])):
             stack = stack[:, self._bands]
@@ -91,8 +118,15 @@ class NativeRunner:
             ready -= shift
             ready /= scale
         half = len(self._bands) // 2
-        inputs = (ready[:, :half], ready[:, half:]) if self._takes_pair else (ready,)
-        return self._network(*(np.ascontiguousarray(each) for each in inputs))
+        parts = (ready[:, :half], ready[:, half:]) if self._takes_pair else (ready,)
+        inputs = [np.ascontiguousarray(each) for each in parts]
+        if self._by_tile:
+            tiles = ([each[tile : tile + 1] for each in inputs] for tile in range(len(ready)))
+            answer = np.concatenate([self._network(*tile) for tile in tiles])
+        else:
+            answer = self._network(*inputs)
+        has_decided = self._said == "classes" or (self._said is None and answer.dtype.kind in "biu")
+        return answer if answer.ndim != 3 or has_decided else answer[:, None]
 
     def _check_shape(self, scores: np.ndarray, definition: ModelDefinition) -> None:
         (height, width), margin = self.tile.size_yx, definition.model_padding or 0
@@ -103,6 +137,11 @@ class NativeRunner:
             raise ModelFileError(
                 f"{self._source} answered with shape {scores.shape} to a batch of {self.batch_size} tiles; "
                 f"({self.batch_size}, classes, {wanted_yx[0]}, {wanted_yx[1]}) is needed.{hint}"
+            )
+        if self._said == "classes" and channels != 1:
+            raise ModelFileError(
+                f"{self._source} answers with {channels} scores per pixel, and GeodlDask output says classes, which "
+                'are one class index per pixel. Say "logits" or "probabilities", or leave output out.'
             )
         if channels not in (1, self._class_count):
             raise ModelFileError(
@@ -185,16 +224,23 @@ def _normalisation(spec: RunnerSpec, channels: int) -> tuple[np.ndarray, np.ndar
 
 
 def _from_statistics(stats: dict[str, Any], definition: ModelDefinition) -> tuple[np.ndarray, np.ndarray]:
-    low, high = stats.get("band_min_values"), stats.get("band_max_values")
-    if not low or not high or len(low) != len(high) or any(a >= b for a, b in zip(low, high, strict=True)):
-        raise ModelDefinitionError(
-            f"{definition.source}: NormalizationStats needs band_min_values below band_max_values for each band of one "
-            f"date; it has {low} and {high}."
-        )
-    spread, mean, std = np.subtract(high, low), stats.get("scaled_mean_values"), stats.get("scaled_std_values")
-    if not mean or not std:
-        return np.array(low, float), spread
-    return low + np.multiply(mean, spread), np.multiply(std, spread)
+    keys = ["band_min_values", "band_max_values"]
+    if stats.get("scaled_mean_values") and stats.get("scaled_std_values"):
+        keys += ["scaled_mean_values", "scaled_std_values"]
+    try:
+        numbers = [read_numbers(f"NormalizationStats.{key}", stats.get(key)) for key in keys]
+        low, high, *scaled = numbers
+        if len({len(each) for each in numbers}) > 1 or any(a >= b for a, b in zip(low, high, strict=True)):
+            needed = f"one number per band of one date in each of {', '.join(keys)}, min below max,"
+            raise wrong("NormalizationStats", {key: stats[key] for key in keys}, needed)
+        if scaled and min(scaled[1]) <= 0:
+            raise wrong("NormalizationStats.scaled_std_values", list(scaled[1]), "a list of numbers above 0")
+    except ModelDefinitionError as error:
+        raise ModelDefinitionError(f"{definition.source}: {error}") from error
+    spread = np.subtract(high, low)
+    if not scaled:
+        return np.array(low), spread
+    return low + np.multiply(scaled[0], spread), np.multiply(scaled[1], spread)
 
 
 def _random_batch(spec: RunnerSpec, tile: TileSpec, size: int) -> Batch:
@@ -209,7 +255,7 @@ def _random_batch(spec: RunnerSpec, tile: TileSpec, size: int) -> Batch:
 
 def _meaning(scores: np.ndarray, definition: ModelDefinition) -> str:
     """What scores on random pixels look like, where the definition does not say."""
-    if scores.ndim == 3 or np.issubdtype(scores.dtype, np.integer):
+    if scores.dtype.kind in "biu":
         return "classes"
     if scores.min() >= 0 and scores.max() <= 1:
         return "probabilities"

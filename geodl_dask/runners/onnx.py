@@ -35,10 +35,17 @@ class OnnxNetwork:
             raise ModelFileError(
                 f"{path} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}"
             ) from error
-        self._inputs = [each.name for each in self._session.get_inputs()]
-        shape = [length if isinstance(length, int) else None for length in self._session.get_inputs()[0].shape]
+        inputs = self._session.get_inputs()
+        if not 1 <= len(inputs) <= 2 or any(len(each.shape) != 4 for each in inputs):
+            raise ModelFileError(
+                f"The network of {self._source} takes {[each.shape for each in inputs]}; one stack or a pair of shape "
+                "(tile, band, y, x) is needed."
+            )
+        self._inputs = [each.name for each in inputs]
+        self.batch_changes_bits = False
+        shape = [length if isinstance(length, int) else None for length in inputs[0].shape]
         self.batch_size = shape[0]
-        self.tile_yx = (shape[2], shape[3]) if len(shape) == 4 and shape[2] and shape[3] else None
+        self.tile_yx = (shape[2], shape[3]) if shape[2] and shape[3] else None
 
     def __call__(self, *inputs: np.ndarray) -> np.ndarray:
         """float32 (tile, band, y, x) in, the network's first output out."""

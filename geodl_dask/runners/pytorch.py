@@ -13,7 +13,7 @@ import torch
 
 from ..errors import ModelFileError
 from . import RunnerSpec
-from .torch_files import require_plain_network
+from .torch_files import is_export, require_plain_network
 
 
 class TorchNetwork:
@@ -24,6 +24,7 @@ class TorchNetwork:
         self._source = spec.definition.source
         self._device = torch.device(spec.device)
         self.is_thread_safe = spec.device == "cpu"  # one GPU has one lane
+        self.batch_changes_bits = spec.device == "cpu"
         self.batch_size: int | None = None
         self.tile_yx: tuple[int, int] | None = None
         require_plain_network(path)
@@ -31,7 +32,7 @@ class TorchNetwork:
             self._module = self._load(path)
         except Exception as error:  # whatever a damaged file leads torch into
             raise ModelFileError(
-                f"{path} cannot be loaded as {'torch.export' if path.endswith('.pt2') else 'TorchScript'} by torch "
+                f"{path} cannot be loaded as {'torch.export' if is_export(path) else 'TorchScript'} by torch "
                 f"{torch.__version__}: {_first_line(error)}. Weights alone (a state dict) need their network: export "
                 "it with torch.export.save or torch.jit.save."
             ) from error
@@ -54,7 +55,7 @@ class TorchNetwork:
         return np.asarray(answer.cpu().numpy())
 
     def _load(self, path: str) -> Callable[..., Any]:
-        if not path.endswith(".pt2"):
+        if not is_export(path):
             with warnings.catch_warnings():  # TorchScript is deprecated in torch 2.13, and what people have
                 warnings.simplefilter("ignore")
                 return torch.jit.load(path, map_location=self._device).eval()

@@ -76,13 +76,18 @@ class _NotPlainError(Exception):
     """What is wrong with which member."""
 
 
+def is_export(path: str) -> bool:
+    """Whether the file is of torch.export; all else is TorchScript."""
+    return path.lower().endswith(".pt2")
+
+
 def require_plain_network(path: str) -> None:
-    """Return if torch may load this file; runs nothing of it. ``.pt2`` is torch.export, the rest TorchScript.
+    """Return if torch may load this file; runs nothing of it.
 
     Raises ModelFileError with the member, what is wrong with it, and what to do.
     """
     kind, check, members = "TorchScript", _require_plain_script, _SCRIPT_MEMBER
-    if path.endswith(".pt2"):
+    if is_export(path):
         kind, check, members = "torch.export", _require_plain_export, _EXPORT_MEMBER
     try:
         with zipfile.ZipFile(path) as archive:
