@@ -60,6 +60,8 @@ def check_output(
     out = Path(path).absolute()
     if out.suffix.lower() not in suffixes:
         raise OutputError(f"The output {path} does not end in {' or '.join(suffixes)}; the ending decides the format.")
+    if any("\ud800" <= letter <= "\udfff" for letter in str(out)):
+        raise OutputError(f"The output {str(out)!r} has a name that is not UTF-8; choose another name.")
     if not out.parent.is_dir():
         raise OutputError(f"The folder {out.parent} of the output does not exist; make it first.")
     if not os.access(out.parent, os.W_OK):

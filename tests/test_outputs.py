@@ -47,6 +47,11 @@ def test_other_endings_are_refused(tmp_path, name):
         check_output(tmp_path / name, TIF, overwrite=True)
 
 
+def test_name_that_is_not_utf_8_is_refused(tmp_path):
+    with pytest.raises(OutputError, match=r"caf\\udce9\.tif' has a name that is not UTF-8"):
+        check_output(tmp_path / "caf\udce9.tif", TIF, overwrite=True)
+
+
 def test_missing_folder_is_refused_and_not_made(tmp_path):
     with pytest.raises(OutputError, match="does not exist; make it first"):
         check_output(tmp_path / "none" / "change.tif", TIF, overwrite=True)

@@ -43,6 +43,35 @@ def computed(raster) -> tuple[np.ndarray, np.ndarray]:
     return da.compute(*arrays_of(raster, CHUNKS), scheduler="synchronous")
 
 
+# What has no place on the map
+
+
+@pytest.mark.parametrize("crs", ['LOCAL_CS["site",UNIT["metre",1]]', "EPSG:4978"])
+def test_crs_that_is_neither_projected_nor_geographic_is_refused(image, tmp_path, crs):
+    path = write_raster(tmp_path / "local.tif", image, crs=crs)
+    good = write_raster(tmp_path / "good.tif", image)
+    with pytest.raises(RasterInputError, match="neither projected nor geographic"):
+        open_raster(path)
+    array = xr.DataArray(image, dims=("band", "y", "x")).rio.write_crs(crs).rio.write_transform(TRANSFORM)
+    with pytest.raises(RasterInputError, match="neither projected nor geographic"):
+        open_raster(array)
+    for options in ({"output_crs": crs}, {"like": GeoBox((20, 30), TRANSFORM, crs)}):
+        with pytest.raises((RasterInputError, GridMismatchError)):
+            open_pair(good, good, request_grid(options))
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_raster_with_a_crs_and_no_transform_is_refused(image, tmp_path):
+    path = write_raster(tmp_path / "nowhere.tif", image, transform=Affine.identity())
+    with pytest.raises(RasterInputError, match=r"raster .*nowhere\.tif has a CRS and no transform.*rio edit-info"):
+        open_raster(path)
+
+
+def test_file_name_that_is_not_utf_8_is_refused():
+    with pytest.raises(RasterInputError, match=r"from_raster 'caf\\udce9\.tif' has a name that is not UTF-8"):
+        open_raster("caf\udce9.tif", "from_raster")
+
+
 # Validity of files. The oracle is GDAL's own mask, all bands together, without what is not finite.
 
 

@@ -20,7 +20,7 @@ from ..errors import BandCountError, GridMismatchError, RasterInputError
 from .arrays import RasterArray, describe_array
 from .bands import Bands
 from .files import RasterFile, at_overview, open_file
-from .grids import Align, GridRequest, describe_grid, share_covered, shrink_factor, target_grid
+from .grids import Align, GridRequest, describe_grid, require_place, share_covered, shrink_factor, target_grid
 from .mask import POLYGON_SUFFIXES, open_polygons
 from .placing import find_move, move_raster
 from .sources import find_source
@@ -145,10 +145,18 @@ def open_raster(raster: Any, role: str = "raster", bands: Bands = None) -> Raste
 
     Raises RasterNotFoundError, RasterInputError or BandCountError.
     """
+    opened = _open(raster, role, bands)
+    require_place(opened.grid, f"{role} {opened.name}")
+    return opened
+
+
+def _open(raster: Any, role: str, bands: Bands) -> Raster:
     if isinstance(raster, xr.DataArray | xr.Dataset):
         return describe_array(raster, role, bands)
     if isinstance(raster, str | os.PathLike):
         text = os.fspath(raster)
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise RasterInputError(f"{role} {text!r} has a name that is not UTF-8, which GDAL cannot open; rename it.")
         source = find_source(text, role)
         if source.is_zarr:
             return open_store(source.dataset, source.choice, text, role, bands)
@@ -222,7 +230,10 @@ def _is_raster(given: Any) -> bool:
 
 
 def _grid_of(raster: Any, role: str) -> GeoBox:
-    return raster if isinstance(raster, GeoBox) else open_raster(raster, role).grid
+    if not isinstance(raster, GeoBox):
+        return open_raster(raster, role).grid
+    require_place(raster, role)
+    return raster
 
 
 def _numbers(given: Any, count: int, what: str) -> Any:

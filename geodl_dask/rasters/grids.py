@@ -13,7 +13,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.geom import point
 from rasterio.enums import Resampling
 
-from ..errors import GridMismatchError
+from ..errors import GridMismatchError, RasterInputError
 
 Align = Literal["warp", "strict"]
 
@@ -81,6 +81,20 @@ def target_grid(from_grid: GeoBox, request: GridRequest) -> GeoBox:
     columns, rows = right - left, top - bottom
     transform = Affine(width, 0, corner[0] + left * width, 0, -height, corner[1] + top * height)
     return GeoBox((rows, columns), transform, base.crs)
+
+
+def require_place(grid: GeoBox, name: str) -> None:
+    """Raise RasterInputError for a grid whose place on the Earth is not known."""
+    if grid.crs is None or not (grid.crs.projected or grid.crs.geographic):
+        raise RasterInputError(
+            f"{name} has the CRS {grid.crs.proj.name if grid.crs else None!r}, which is neither projected nor "
+            "geographic, so where it lies is not known. Assign one that is, or warp it to one."
+        )
+    if grid.transform == Affine.identity():
+        raise RasterInputError(
+            f"{name} has a CRS and no transform: its pixels have no coordinates but row and column. Give it one, for "
+            "instance with: rio edit-info --transform '[cell width, 0, xmin, 0, -cell height, ymax]' FILE"
+        )
 
 
 def whole_pixel_offset(source: GeoBox, target: GeoBox) -> tuple[int, int] | None:
@@ -192,6 +206,9 @@ def _corner_in(grid: GeoBox, crs: CRS | None) -> tuple[float, float]:
 
 def _parse_crs(text: Any) -> CRS:
     try:
-        return CRS(text)
+        crs = CRS(text)
     except Exception as error:  # pyproj's CRSError, or a TypeError
         raise GridMismatchError(f"The output CRS {text!r} is not one that PROJ knows, such as EPSG:32633.") from error
+    if not (crs.projected or crs.geographic):
+        raise GridMismatchError(f"The output CRS {text!r} is neither projected nor geographic, such as EPSG:32633.")
+    return crs
