@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,13 +116,14 @@ class ClassTable:
 
     @classmethod
     def from_attrs(cls, attrs: Mapping[str, Any]) -> ClassTable | None:
-        """The table that ``to_attrs`` wrote; None where the attributes hold none."""
+        """The table that ``to_attrs`` wrote; None where the attributes hold none.
+
+        attrs : as they were, or as Zarr, netCDF or a GeoTIFF's tags, where a list is JSON text, give them back.
+        """
         if not {"flag_values", "flag_colors", "class_names"} <= attrs.keys():
             return None
         colors = (bytes.fromhex(code.lstrip("#")) for code in attrs["flag_colors"].split())
-        # A list of one string comes back from Zarr and netCDF as it is, or as the string.
-        names = attrs["class_names"] if not isinstance(attrs["class_names"], str) else [attrs["class_names"]]
-        values = np.atleast_1d(attrs["flag_values"])
+        values, names = (_as_list(attrs[key]) for key in ("flag_values", "class_names"))
         return cls(
             tuple(
                 ModelClass(int(value), str(name), (color[0], color[1], color[2]))
@@ -131,6 +133,17 @@ class ClassTable:
 
     def _pairs(self) -> Iterable[tuple[int, str]]:
         return zip(self.values, self.names, strict=True)
+
+
+def _as_list(given: Any) -> list[Any]:
+    """A list, from one, an array, its JSON text, or its only entry."""
+    if isinstance(given, str):
+        try:
+            listed = json.loads(given)
+        except ValueError:
+            return [given]
+        return listed if isinstance(listed, list) else [given]
+    return list(np.atleast_1d(given))
 
 
 def list_values(attrs: Mapping[str, Any], values: Iterable[int]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def connect(cluster: str = "local", *, workers: int | None = None, gpus: Sequenc
             raise RequestError(f"The scheduler at {cluster} has its own workers and GPUs. Leave workers and gpus out.")
         try:
             return Client(cluster)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:  # TypeError: tls without certificates
             raise RequestError(f"No Dask scheduler can be reached at {cluster}: {error}. Does it run?") from error
     if workers is not None and workers < 1:
         raise RequestError(f"workers is {workers}; at least 1 is needed.")

@@ -95,6 +95,13 @@ def test_attributes_of_one_class_may_lose_their_lists():
     assert ClassTable.from_attrs({**attrs, "flag_values": np.int64(5), "class_names": "class 5"}) == table(5)
 
 
+@pytest.mark.parametrize("names", [("No change", "Change"), ("[1]",), ('["a", "b"]',), ("[",)])
+def test_attributes_may_come_as_the_text_of_tags(names):
+    classes = ClassTable(tuple(ModelClass(value, name, (1, 2, 3)) for value, name in enumerate(names)))
+    tags = {key: each if isinstance(each, str) else json.dumps(each) for key, each in classes.to_attrs().items()}
+    assert ClassTable.from_attrs(tags) == classes
+
+
 @pytest.mark.parametrize("missing", ["flag_values", "flag_colors", "class_names"])
 def test_incomplete_attributes_hold_no_table(missing):
     attrs = table(0, 7).to_attrs()

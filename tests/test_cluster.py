@@ -95,6 +95,12 @@ def test_scheduler_that_does_not_answer_is_named():
             gd.connect(address)
 
 
+@pytest.mark.parametrize("address", ["foo://here:1", "tls://127.0.0.1:1", "tcp://127.0.0.1"])
+def test_address_that_is_none_is_named(address):
+    with pytest.raises(RequestError, match=f"No Dask scheduler can be reached at {address}"):
+        gd.connect(address)
+
+
 def test_each_gpu_gets_a_worker_that_sees_no_other():
     # No GPU here: what each worker would let torch see is all that can be shown.
     with connect("local", gpus=("3", "GPU-abc")) as client:

@@ -10,6 +10,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import rasterio
+import rioxarray
 import xarray as xr
 from affine import Affine
 from conftest import TRANSFORM
@@ -148,6 +149,12 @@ def test_tags_say_what_the_values_mean_and_where_they_come_from(tmp_path):
     lists = {key: json.loads(tags[key]) for key in ("flag_values", "class_names", "tile_size")}
     assert ClassTable.from_attrs({**tags, **lists}) == table_of(np.uint8)
     assert lists["tile_size"] == [16, 16]
+
+
+def test_rioxarray_gives_the_class_table_back(tmp_path):
+    write_cog(change_raster(classes((33, 57))), tmp_path / "change.tif")
+    with rioxarray.open_rasterio(tmp_path / "change.tif") as opened:
+        assert ClassTable.from_attrs(opened.attrs) == table_of(np.uint8)
 
 
 @pytest.mark.parametrize("chunks", [(1, 33), (8, 8), (33, 57), ((4, 20, 9), (57,))])
