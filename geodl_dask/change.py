@@ -237,6 +237,7 @@ def _label(
         "model": spec.definition.source,
         "model_digest": spec.definition.digest,
         "runner": spec.kind,
+        "output": spec.output,
         "arguments": ";".join(f"{name} {value}" for name, value in spec.arguments),
         **places,
         "rasters": list(stack.accounts),

@@ -5,17 +5,17 @@ Loading runs none of the model's code and unpickles nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from .classes import ClassTable, ModelClass
+from .digest import digest_model, is_file
 from .ecd_package import open_ecd
 from .emd import (
     BACKSLASH_HINT,
@@ -23,6 +23,7 @@ from .emd import (
     decode_text,
     map_texts,
     parse_keys,
+    printable,
     read_choice,
     read_color,
     read_integer,
@@ -33,7 +34,7 @@ from .emd import (
     texts_in,
     wrong,
 )
-from .errors import ModelDefinitionError, ModelPackageError
+from .errors import ModelDefinitionError, ModelFileError, ModelPackageError
 from .package import find_definition, is_package, open_package
 
 MOST_CLASSES = 4096
@@ -103,18 +104,21 @@ class ModelDefinition:
     native: NativeOptions
     """What only our own runners read."""
     digest: str
-    """sha256 of the definition and the files that it names, the same on every machine and in every folder."""
+    """sha256 of the definition, the files that it names, and the code and data that these bring along.
+
+    The same on every machine and in every folder.
+    """
 
     @property
     def keys(self) -> dict[str, Any]:
-        """All keys of the definition, a fresh copy."""
-        return cast(dict[str, Any], json.loads(self.text))
+        """All keys of the definition, a fresh copy, fit to be printed."""
+        return cast(dict[str, Any], map_texts(json.loads(self.text), printable))
 
     @property
     def name(self) -> str:
         """Short name: the stem of the file that was given; of JSON text ``ModelName``."""
         if self.folder is not None:
-            return Path(self.source).stem or Path(self.folder).name
+            return printable(Path(self.source).stem or Path(self.folder).name)
         name = self.keys.get("ModelName")
         return name.strip() if isinstance(name, str) and name.strip() else "model"
 
@@ -146,6 +150,18 @@ def load_definition(model: str | os.PathLike[str]) -> ModelDefinition:
     except ModelDefinitionError as error:
         raise ModelDefinitionError(f"{source}: {error}") from error
     return _read(text, source, _Places(path.parent, package))
+
+
+def require_unchanged(definition: ModelDefinition) -> None:
+    """Raise ModelFileError where the model's files are no longer those that the definition was read with."""
+    keys = parse_keys(definition.text)
+    places = _Places(None if definition.folder is None else Path(definition.folder), None)
+    more = [places.existing(path) for path in texts_in(keys.get("ModelFiles"))]
+    if _digest(keys, definition.model_file, definition.inference_function, more) != definition.digest:
+        raise ModelFileError(
+            f"The files of {definition.source} are not those that the run was planned with: the model was changed "
+            "meanwhile, or this machine has another copy of it. Start the run again."
+        )
 
 
 def normalise_definition(definition: ModelDefinition, folder: Path) -> Path:
@@ -210,7 +226,7 @@ class _Places:
         if re.match("/+(dev|proc|sys)/", resolved):
             raise ModelDefinitionError(f"{key} is {shown(written)}, a device; the path of a file is needed.")
         parent, _, name = resolved.rpartition("/")
-        return resolved if _is_file(resolved) else _find(parent or "/", [name]) or resolved
+        return resolved if is_file(resolved) else _find(parent or "/", [name]) or resolved
 
     def existing(self, written: str) -> str | None:
         """Absolute path of one of ``ModelFiles``; None where that is no file, or no path at all."""
@@ -220,7 +236,7 @@ class _Places:
             if self.package is not None:
                 raise
             return None
-        return path if _is_file(path) else None
+        return path if is_file(path) else None
 
     def find_function(self, written: str) -> str | None:
         """The Python file that an ``InferenceFunction`` means; None where there is none.
@@ -230,7 +246,7 @@ class _Places:
         """
         if not written.lower().startswith("[functions]"):
             path = self.resolve("InferenceFunction", written)
-            return path if _is_file(path) else None
+            return path if is_file(path) else None
         parts = [part for part in re.split(r"[\\/]", written[len("[functions]") :]) if part not in ("", ".")]
         if ".." in parts or len(parts) > DEEPEST_FUNCTION or any(ord(letter) < 32 for letter in written):
             raise ModelDefinitionError(f"InferenceFunction is {shown(written)}, which is no path below a folder.")
@@ -252,18 +268,13 @@ def _find(base: str, parts: Sequence[str]) -> str | None:
         except OSError:
             return None
         found = [child.as_posix() for child in names if child.name == part] or [child.as_posix() for child in names]
-    return found[0] if len(found) == 1 and _is_file(found[0]) else None
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).is_file()
-    except OSError:  # a name too long, or a folder that is not ours
-        return False
+    return found[0] if len(found) == 1 and is_file(found[0]) else None
 
 
 def _read(text: str, source: str, places: _Places) -> ModelDefinition:
     try:
+        if broken := re.search("[\ud800-\udfff]", text):
+            raise ModelDefinitionError(f"the text holds half of a character ({broken[0]!r}); save it as UTF-8.")
         keys = parse_keys(text)
         model_file = read_path("ModelFile", keys.get("ModelFile"))
         weights = places.resolve("ModelFile", model_file) if model_file and model_file.strip("./\\") else None
@@ -278,7 +289,7 @@ def _read(text: str, source: str, places: _Places) -> ModelDefinition:
             source=source,
             folder=places.folder.as_posix() if places.folder else None,
             model_file=weights,
-            inference_function_name=name,
+            inference_function_name=name and printable(name),
             inference_function=function,
             classes=_read_classes(keys.get("Classes")),
             extract_bands=_read_bands(keys.get("ExtractBands")),
@@ -288,7 +299,7 @@ def _read(text: str, source: str, places: _Places) -> ModelDefinition:
             model_padding=_optional_integer(keys, "ModelPadding", 0),
             data_range=_read_range(keys.get("DataRange")),
             native=_read_native(keys.get("GeodlDask")),
-            digest=_digest(keys, [weights, function, *more]),
+            digest=_digest(keys, weights, function, more),
         )
     except ModelDefinitionError as error:
         raise ModelDefinitionError(f"{source}: {error}") from error
@@ -367,7 +378,8 @@ def _read_classes(given: Any) -> ClassTable:
         name = entry.get("Name", entry.get("ClassName"))
         if isinstance(name, (bool, list, dict)):
             raise wrong("Name of a class", name, "text")
-        classes.append(ModelClass(value, str(value if name is None else name), color or next(spare)))
+        text = printable(str(value if name is None else name)).replace("\n", " ")
+        classes.append(ModelClass(value, text, color or next(spare)))
     return ClassTable(tuple(classes))
 
 
@@ -377,17 +389,10 @@ def _palette() -> Iterator[tuple[int, int, int]]:
         yield number >> 16, number >> 8 & 255, number & 255
 
 
-def _digest(keys: dict[str, Any], files: Iterable[str | None]) -> str:
-    """sha256 over the keys, paths shortened to file names, and over the bytes of the files that exist."""
+def _digest(keys: dict[str, Any], weights: str | None, function: str | None, more: Sequence[str | None]) -> str:
+    """What `digest_model` says of the keys, paths shortened to file names, and of the files."""
     portable = {
         key: map_texts(value, lambda path: re.split(r"[\\/]", path)[-1]) if key in _PATH_KEYS else value
         for key, value in keys.items()
     }
-    total = hashlib.sha256(json.dumps(portable, sort_keys=True).encode())
-    for path in files:
-        if path is not None and _is_file(path):
-            with Path(path).open("rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
-        else:
-            total.update(b"absent")
-    return total.hexdigest()
+    return digest_model(json.dumps(portable, sort_keys=True), weights, function, more)

@@ -14,6 +14,7 @@ LONGEST_TEXT_BYTES = 4 * 2**20
 DEEPEST_NESTING = 64
 LONGEST_PATH = 4096
 BACKSLASH_HINT = 'An unescaped backslash? Write "\\\\" or "/" in paths.'
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _LARGEST_INTEGER = 2**31 - 1
 _LARGEST_NUMBER = 1e300
 _TRAINING_CHIP_KEYS = {"MetaDataMode", "AllTilesStats", "InputRastersProps"}
@@ -98,6 +99,11 @@ def read_numbers(key: str, value: Any) -> tuple[float, ...]:
     if not isinstance(value, list) or not value:
         raise wrong(key, value, "a list of numbers")
     return tuple(read_number(key, each) for each in value)
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal or a file would stumble over replaced: control characters, halves of characters."""
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def read_choice(key: str, value: Any, allowed: Collection[str]) -> Any:

@@ -9,8 +9,10 @@ import xarray as xr
 from affine import Affine
 from conftest import TRANSFORM, write_definition, write_raster
 from distributed import Client
+from raster_functions.hosting import write_model
 
 import geodl_dask as gd
+from geodl_dask import kernel
 from geodl_dask.change import _merge_thin
 from geodl_dask.errors import (
     GridMismatchError,
@@ -107,6 +109,7 @@ def test_attributes_hold_the_class_table_and_where_the_result_is_from(models, pa
     assert (attrs["padding"], attrs["tile_size"], attrs["arguments"]) == (5, [16, 16], "padding 5;batch_size 2")
     assert attrs["from_raster"] == str(pair[0])
     assert len(attrs["model_digest"]) == 64
+    assert attrs["output"] == "logits"
 
 
 def test_attributes_name_what_else_is_read(models, pair):
@@ -190,3 +193,14 @@ def test_bad_requests_are_refused_while_building(models, pair, keywords, error):
 )
 def test_blocks_thinner_than_the_halo_are_merged(lengths, least, expected):
     assert _merge_thin(lengths, least) == expected
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_a_run_in_one_process_loads_the_model_once(is_native, models, pair, tmp_path, monkeypatch):
+    loaded, load = [], kernel.load_runner
+    monkeypatch.setattr(kernel, "load_runner", lambda spec: loaded.append(spec) or load(spec))
+    kernel._load.cache_clear()
+    model = models["pt2"] if is_native else write_model(tmp_path, "Recorder")
+    gd.detect_change(*pair, model, trust_code=True, chunks=40).compute()
+    assert len(loaded) == 1
+    kernel._load.cache_clear()

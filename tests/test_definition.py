@@ -324,6 +324,28 @@ def test_the_digest_does_not_depend_on_the_folder_or_the_spelling_of_paths(tmp_p
     assert len(digests) == 1
 
 
+def test_names_are_fit_for_a_terminal_and_a_file(tmp_path):
+    names = ["\x1b[31mred", "half \ud800 of it", "two\nlines", "\u202eback", "caf\u00e9 \u6c34"]
+    classes = [{"Value": value, "Name": name} for value, name in enumerate(names)]
+    definition = load_definition(emd(tmp_path, Classes=classes, ModelType="\x1b]0;title\x07", Notes="a\nb"))
+    assert definition.classes.names == (
+        "\ufffd[31mred",
+        "half \ufffd of it",
+        "two lines",
+        "\ufffdback",
+        "caf\u00e9 \u6c34",
+    )
+    assert definition.keys["ModelType"] == "\ufffd]0;title\ufffd"
+    assert definition.keys["Notes"] == "a\nb"
+    assert load_definition(json.dumps({"Classes": CLASSES, "ModelName": "\x9b1m"})).name == "\ufffd1m"
+
+
+def test_text_with_half_of_a_character_is_refused():
+    text = json.dumps({"Classes": [{"Value": 0, "Name": "\ud800"}]}, ensure_ascii=False)
+    with pytest.raises(ModelDefinitionError, match="half of a character"):
+        load_definition(text)
+
+
 def test_the_digest_does_not_depend_on_how_the_json_is_laid_out(tmp_path):
     path = emd(tmp_path, f1=0.5)
     first = load_definition(path).digest

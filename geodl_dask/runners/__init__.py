@@ -13,7 +13,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..definition import ModelDefinition
+from ..definition import ModelDefinition, require_unchanged
 from ..ecd import sniff_model
 from ..errors import ModelDefinitionError, UntrustedCodeError
 from ..tiling import TileSpec
@@ -135,8 +135,8 @@ def _file_format(definition: ModelDefinition) -> Literal["torch", "onnx", "keras
     }  # fmt: skip
     if path.suffix.lower() in by_suffix or not path.is_file():
         return by_suffix.get(path.suffix.lower())
-    # An .ecd may carry a model under any name. torch tells its formats by the suffix.
-    by_content: dict[str, Literal["onnx", "keras"]] = {"ONNX": "onnx", "Keras": "keras"}
+    # An .ecd may carry a model under any name.
+    by_content: dict[str, Literal["torch", "onnx", "keras"]] = {"PyTorch": "torch", "ONNX": "onnx", "Keras": "keras"}
     return by_content.get(sniff_model(path))
 
 
@@ -172,9 +172,10 @@ def describe_parameters(
 def load_runner(spec: RunnerSpec) -> Runner:
     """Load the model of ``spec``. Runs on the client once, and once per worker process.
 
-    Raises ModelFileError, ModelDefinitionError, ModelArgumentError, BandCountError, DeviceError or
-    MissingDependencyError.
+    Raises ModelFileError (also where the files changed since the definition was read), ModelDefinitionError,
+    ModelArgumentError, BandCountError, DeviceError or MissingDependencyError.
     """
+    require_unchanged(spec.definition)
     if spec.kind == "raster-function":
         from .raster_function import RasterFunctionRunner
 
