@@ -115,6 +115,11 @@ def document(path: str, kind: str, text: str) -> Route:
     return lambda asked, query: (200, kind, text.replace("HOST", query["host"]).encode()) if asked == path else None
 
 
+def everything(kind: str, text: str) -> Route:
+    """One document wherever it is asked for."""
+    return lambda *_: (200, kind, text.encode())
+
+
 def wms(path: str) -> Route:
     """A stand-in for a WMS of a raster."""
 
@@ -130,7 +135,8 @@ def wms(path: str) -> Route:
 
 
 ROUTES = {
-    each.__name__: each for each in (files, signed_files, status, image_service, map_service, tiles, document, wms)
+    each.__name__: each
+    for each in (files, signed_files, status, image_service, map_service, tiles, document, everything, wms)
 }
 
 
@@ -151,7 +157,8 @@ def cut(path: str, bounds: tuple[float, ...], shape: tuple[int, int], form: str)
             return b""
         fill = dataset.nodata or 0
         pixels = dataset.read(window=where, boundless=True, fill_value=fill, out_shape=(dataset.count, *shape))
-        mask = dataset.read_masks(1, window=where, boundless=True, out_shape=shape)
+        masks = dataset.read_masks(window=where, boundless=True, out_shape=(dataset.count, *shape))
+        mask = masks.min(axis=0)
         if dataset.nodata is None:  # GDAL fills the mask of what is outside with valid
             whole = rasterio.windows.Window(0, 0, dataset.width, dataset.height)
             inside = np.zeros(shape, np.uint8)

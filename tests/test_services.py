@@ -32,6 +32,8 @@ def in_an_empty_folder(tmp_path_factory, monkeypatch):
     """In which GDAL must leave nothing behind."""
     folder = tmp_path_factory.mktemp("cwd")
     monkeypatch.chdir(folder)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(folder))
     yield
     assert list(folder.iterdir()) == []
 
@@ -155,12 +157,12 @@ def tile_sets(finest: float, levels: range) -> str:
     )
 
 
-@pytest.mark.parametrize("address", ["/t/tilemapresource.xml", "/t"])
-def test_tms_of_the_world_is_the_raster_behind(tmp_path, address):
+@pytest.mark.parametrize(("address", "coarsest"), [("/t/tilemapresource.xml", 0), ("/t", 3)])
+def test_tms_of_the_world_is_the_raster_behind(tmp_path, address, coarsest):
     path = write(tmp_path / "map.tif")
     text = TILE_MAP.format(
         srs="EPSG:3857", box=(-85.05, -180, 85.05, 180), origin=(-MERCATOR, -MERCATOR), profile="mercator",
-        sets=tile_sets(PIXEL, range(ZOOM + 1)),
+        sets=tile_sets(PIXEL, range(coarsest, ZOOM + 1)),
     )  # fmt: skip
     with serving(("document", address, "text/xml", text), ("tiles", path, XYZ_FROM_BELOW, *WORLD)) as site:
         raster = open_raster(site.url + address)
@@ -200,6 +202,7 @@ MAP_SERVER = "/arcgis/rest/services/map/MapServer"
     ("dtype", "bands", "nodata"),
     [
         ("uint8", 3, None),
+        ("uint8", 3, 0),
         ("uint8", 1, None),
         ("uint8", 4, None),
         ("uint16", 4, None),
@@ -341,8 +344,14 @@ def test_wmts_of_several_layers_lists_them(choice, message):
         open_raster(f"{site.url}/WMTSCapabilities.xml{choice}")
 
 
-def test_failing_tile_of_a_wmts_fails_the_read():
-    with serving(("document", "/WMTSCapabilities.xml", "text/xml", capabilities(["t"])), ("status", 500)) as site:
+EXCEPTION = (
+    "<?xml version='1.0'?><ServiceExceptionReport><ServiceException>No</ServiceException></ServiceExceptionReport>"
+)
+
+
+@pytest.mark.parametrize("failure", [("status", 500), ("everything", "text/xml", EXCEPTION)])
+def test_failing_tile_of_a_wmts_fails_the_read(failure):
+    with serving(("document", "/WMTSCapabilities.xml", "text/xml", capabilities(["t"])), failure) as site:
         raster = open_raster(f"{site.url}/WMTSCapabilities.xml")
         with pytest.raises(RasterReadError, match="cannot be read"):
             raster.read(Window(*AT, 100, 100))

@@ -230,6 +230,18 @@ def test_tiles_of_an_image_are_the_image(tmp_path, file, image, write):
     assert_read_as(pickle.loads(pickle.dumps(raster)), file)
 
 
+def test_tiles_of_a_lattice_that_rounds_are_the_image(tmp_path, image):
+    """Hundredths of a degree have no exact number: tile 2 is 6.999999999998 pixels from tile 1."""
+    transform = Affine(0.01, 0, 100.1, 0, -0.01, 50.7)
+    for at in range(0, 100, 7):
+        write_raster(
+            tmp_path / f"{at:03}.tif", image[..., at : at + 7], crs="EPSG:4326",
+            transform=Affine(0.01, 0, 100.1 + at * 0.01, 0, -0.01, 50.7),
+        )  # fmt: skip
+    whole = write_raster(tmp_path / "whole.tiff", image[..., :105], crs="EPSG:4326", transform=transform)
+    assert_read_as(open_raster(f"{tmp_path}/*.tif"), whole)
+
+
 def test_folder_of_the_working_folder_is_read_from_elsewhere(tmp_path, file, image, monkeypatch):
     put_tiles(tmp_path / "tiles", image)
     monkeypatch.chdir(tmp_path)

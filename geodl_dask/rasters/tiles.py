@@ -71,8 +71,8 @@ def tms_layer(url: str, tile_map: Xml.Element, role: str) -> tuple[str, str]:
         raise RasterInputError(f"{role} {url} is no TileMap of the Tile Map Service 1.0.0: {error!r}.") from error
     levels = consecutive_halves(sizes[::-1])
     coarsest = sizes[-levels] * side
-    if abs(left + MERCATOR) < 1:  # the square world; some writers give the box in degrees, or its axes swapped
-        right, top = left + 1, bottom + 1
+    if abs(left + MERCATOR) < 1:  # the square world; some writers give its box in degrees, or with swapped axes
+        right, top = MERCATOR, MERCATOR
     across, up = (max(1, math.ceil((end - start) / coarsest - 1e-6)) for start, end in ((left, right), (bottom, top)))
     whole = 1 << (levels - 1)
     base = urljoin(url if url.endswith(".xml") else f"{url}/", finest).rstrip("/").rpartition("/")[0]
