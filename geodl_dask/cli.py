@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -204,7 +204,8 @@ def model_info_command(model: str, trust_code: bool, as_json: bool) -> None:
     with _manners(0):
         from .inspection import model_info
 
-        info = model_info(model, trust_code=trust_code)
+        with redirect_stdout(sys.stderr):  # what the model's function prints
+            info = model_info(model, trust_code=trust_code)
         if as_json:
             click.echo(json.dumps(asdict(info), indent=2))
         else:

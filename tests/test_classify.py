@@ -12,7 +12,7 @@ from conftest import ToyNetwork, save_network, write_definition
 
 import geodl_dask as gd
 from geodl_dask.cli import cli
-from geodl_dask.errors import BandCountError, ModelDefinitionError, UntrustedCodeError
+from geodl_dask.errors import BandCountError, ModelDefinitionError, ModelFileError, UntrustedCodeError
 
 CLASS_INFO = {
     "ImportDeepLearningModelToEsriExtraInfo": 0,
@@ -72,6 +72,28 @@ def test_an_onnx_model_in_an_ecd_gives_what_onnx_runtime_gives_by_hand(ecd, pair
     assert (colors[100], colors[200]) == ((204, 204, 204, 255), (56, 168, 0, 255))
     assert tags["class_names"] == '["Impervious", " Other (Pervious)"]'
     assert "Impervious" in done.stdout
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("suffix", ["pt", "pt2", "onnx"])
+@pytest.mark.parametrize("name", ["net.pth", "cntk.model"])
+def test_a_model_is_told_by_its_content_under_any_name(suffix, name, network, pair, tmp_path):
+    save_network(network, tmp_path / f"toy.{suffix}", bands=3)
+    (tmp_path / name).write_bytes((tmp_path / f"toy.{suffix}").read_bytes())
+    (tmp_path / "info.json").write_text(json.dumps({**CLASS_INFO, "ImageHeight": 16, "ImageWidth": 16}))
+    results = []
+    for model in (name, f"toy.{suffix}"):
+        gd.deep_learning_model_to_ecd(tmp_path / model, tmp_path / "info.json", tmp_path / f"{model}.ecd")
+        results.append(gd.classify_raster(pair[0], tmp_path / f"{model}.ecd").compute())
+    np.testing.assert_array_equal(*results)
+
+
+def test_weights_alone_are_refused_with_what_to_do(network, pair, tmp_path):
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    (tmp_path / "info.json").write_text(json.dumps(CLASS_INFO))
+    gd.deep_learning_model_to_ecd(tmp_path / "net.pth", tmp_path / "info.json", tmp_path / "net.ecd")
+    with pytest.raises(ModelFileError, match=r"weights alone \(a state dict\) need their network"):
+        gd.classify_raster(pair[0], tmp_path / "net.ecd")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -84,6 +84,14 @@ def test_the_json_is_the_info(models):
     assert parsed["classes"][1] == {"value": 7, "name": "Change", "color": [200, 30, 30]}
 
 
+def test_what_the_function_prints_is_not_in_the_json(tmp_path):
+    (tmp_path / "Function.py").write_text("print('hello')\n" + FUNCTION)
+    model = write_definition(tmp_path / "m.emd", InferenceFunction="Function.py", ModelFile=None)
+    done = CliRunner().invoke(cli, ["model-info", str(model), "--trust-code", "--json"])
+    assert json.loads(done.stdout)["runner"] == "raster-function"
+    assert "hello" in done.stderr
+
+
 def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):
     assert "gone.pt (not found)" in run(write_definition(tmp_path / "m.emd", ModelFile="gone.pt"))
 

@@ -77,8 +77,14 @@ class _NotPlainError(Exception):
 
 
 def is_export(path: str) -> bool:
-    """Whether the file is of torch.export; all else is TorchScript."""
-    return path.lower().endswith(".pt2")
+    """Whether the file is of torch.export, by its suffix or, where that says nothing, its members; else TorchScript."""
+    if path.lower().endswith((".pt", ".pt2")):
+        return path.lower().endswith(".pt2")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/models/model.json") for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):  # which is for whoever reads the file to say
+        return False
 
 
 def require_plain_network(path: str) -> None:
