@@ -56,10 +56,7 @@ def image_service(url: str, role: str) -> tuple[str, str]:
         crs=crs, bounds=bounds, shape=shape, block=(block, block), overviews=_overviews(shape, block),
         bands=RGBA if is_rgb else bands, dtype=dtype, nodata=None if is_rgb or nodata is None else float(nodata),
     )  # fmt: skip
-    return (
-        layer.xml() if is_rgb else layer.xml_without_alpha(),
-        f"Image Service, {bands} band(s) of {about['pixelType']}",
-    )
+    return (layer.xml() if is_rgb else layer.xml_without_alpha(), "Image Service")
 
 
 def map_server(url: str, role: str) -> tuple[str, str]:
