@@ -15,11 +15,13 @@ from geodl_dask.errors import (
     BandCountError,
     InferenceError,
     ModelArgumentError,
+    ModelDefinitionError,
     TileGeometryError,
 )
 from geodl_dask.runners import Batch, Runner
 from geodl_dask.runners import raster_function_blocks as blocks
 from geodl_dask.runners.raster_function import describe_parameters
+from geodl_dask.runners.raster_function_configuration import read_configuration, read_domain, read_pixel_type
 from geodl_dask.tiling import TileSpec
 
 
@@ -190,6 +192,48 @@ def test_fixed_pixel_types_are_rescaled_to_the_data_range_and_others_are_not(mod
     runner = load(path, answer=answer, pixel_type="float32")
     assert (runner.predict(one_tile(runner, 200, dtype="float32")) == 0).all()
     assert "handed over as stored" in caplog.text
+
+
+ODD = {
+    "padding": ({"tx": 16, "ty": 16, "padding": "x"}, "'x' for padding; a whole number"),
+    "negative padding": ({"tx": 16, "ty": 16, "padding": -1}, "-1 for padding; 0 or more"),
+    "tx": ({"tx": "a", "ty": 16}, "'a' for tx; a whole number"),
+    "fraction": ({"tx": 32.5, "ty": 16}, r"32\.5 for tx; a whole number"),
+    "bands": ({"extractBands": 3}, "3 for extractBands; a list of band numbers"),
+    "a text of bands": ({"extractBands": "012345"}, "'012345' for extractBands; a list"),
+    "names of bands": ({"extractBands": ["red", "nir"]}, "'red' for extractBands; a list of band numbers"),
+    "range": ({"dataRange": 255}, r"255 for dataRange; \(lowest, highest\)"),
+    "range of three": ({"dataRange": (0, 1, 2)}, r"\(0, 1, 2\) for dataRange"),
+    "range of texts": ({"dataRange": ("a", "b")}, r"\('a', 'b'\) for dataRange"),
+    "empty range": ({"dataRange": (1, 1)}, r"\(1, 1\) for dataRange"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_configuration_is_named_by_key_and_value(name):
+    configuration, message = ODD[name]
+    with pytest.raises(ModelDefinitionError, match=rf"^Fn\.py answers with {message}.* is needed\.$"):
+        read_configuration(configuration, "Fn.py")
+
+
+def test_a_configuration_is_read_as_functions_write_it():
+    given = {"tx": 16.0, "ty": "16", "padding": None, "extractBands": np.array([0, 1]), "dataRange": [0, 1], "more": 1}
+    expected = {"tx": 16, "ty": 16, "extractBands": (0, 1), "dataRange": (0, 1), "more": 1}
+    assert read_configuration(given, "Fn.py") == expected
+    for nothing in (None, "text", {"extractBands": [], "dataRange": ()}):
+        assert read_configuration(nothing, "Fn.py") == {}
+
+
+@pytest.mark.parametrize("info", [None, {}, {"pixelType": 3}, "u1"])
+def test_an_output_without_a_pixel_type_is_named(info):
+    with pytest.raises(ModelDefinitionError, match=r"Fn\.py answers with .* for output_info; a dict with a pixelType"):
+        read_pixel_type({"output_info": info}, "u1", "Fn.py")
+    assert read_pixel_type({}, "u1", "Fn.py") == read_pixel_type(None, "u1", "Fn.py") == "u1"
+
+
+def test_a_domain_of_words_is_named():
+    with pytest.raises(ModelDefinitionError, match=r"\('low', 'high'\) for the domain of a; \(lowest, highest\)"):
+        read_domain("a", ("low", "high"))
 
 
 # Arguments

@@ -29,6 +29,7 @@ from ..errors import InferenceError, ModelArgumentError, ModelDefinitionError, T
 from ..tiling import TileSpec
 from . import Batch, Device, Parameter, RunnerSpec
 from .raster_function_blocks import class_values, plan_inputs
+from .raster_function_configuration import read_configuration, read_domain, read_pixel_type
 from .raster_function_loading import HostedFunction
 
 logger = logging.getLogger(__name__)
@@ -102,13 +103,12 @@ class RasterFunctionRunner:
             return {**self._properties((0.0, 0.0)), "bandCount": band_count, "pixelType": _esri_type(spec.pixel_type)}
 
         output = info(self._inputs.band_counts[0])
-        if self._function.has("updateRasterInfo"):
-            named = {**scalars, **self._inputs.infos(info), "output_info": output}
-            doing = f"Describing the output of {spec.definition.source}"
-            answer = self._function.call("updateRasterInfo", named=named, doing=doing)
-            if isinstance(answer, Mapping):
-                output = answer.get("output_info", output)
-        return str(output["pixelType"])
+        if not self._function.has("updateRasterInfo"):
+            return str(output["pixelType"])
+        named = {**scalars, **self._inputs.infos(info), "output_info": output}
+        doing = f"Describing the output of {spec.definition.source}"
+        answer = self._function.call("updateRasterInfo", named=named, doing=doing)
+        return read_pixel_type(answer, output["pixelType"], self._function.file.name)
 
 
 def describe_parameters(definition: ModelDefinition, device: Device = "cpu") -> tuple[Parameter, ...]:
@@ -171,8 +171,10 @@ def _checked(parameter: Parameter, value: str) -> str:
             number = float(value)
         except ValueError:
             raise ModelArgumentError(f"{parameter.name} is {value!r}; a number is needed.") from None
-        if len(domain) == 2 and not float(domain[0]) <= number <= float(domain[1]):
-            raise ModelArgumentError(f"{parameter.name} is {value}; {domain[0]} to {domain[1]} is possible.")
+        if len(domain) == 2:
+            lowest, highest = read_domain(parameter.name, domain)
+            if not lowest <= number <= highest:
+                raise ModelArgumentError(f"{parameter.name} is {value}; {domain[0]} to {domain[1]} is possible.")
         return value
     if parameter.data_type.lower() in ("boolean", "gpboolean"):
         domain = ("True", "False")
@@ -204,18 +206,18 @@ def _configure(function: HostedFunction, scalars: dict[str, Any], spec: RunnerSp
     wrong = ModelArgumentError if spec.arguments else ModelDefinitionError
     doing = f"Asking {spec.definition.source} for its configuration"
     answer = function.call("getConfiguration", named=scalars, doing=doing, wrong=wrong)
-    configuration = dict(answer) if isinstance(answer, Mapping) else {}
+    configuration = read_configuration(answer, function.file.name)
     if unknown := sorted(configuration.keys() - KNOWN_KEYS):
         logger.info("%s configures %s, which means nothing here.", function.file.name, ", ".join(unknown))
     return configuration
 
 
 def _tile(configuration: dict[str, Any], definition: ModelDefinition) -> TileSpec:
-    padding, size_yx = int(configuration.get("padding") or 0), definition.tile_yx
+    padding, size_yx = configuration.get("padding", 0), definition.tile_yx
     core_yx = [configuration.get("ty"), configuration.get("tx")]
     if size_yx is not None:
         core_yx = [size - 2 * padding if core is None else core for core, size in zip(core_yx, size_yx, strict=True)]
-    known = [int(core) for core in core_yx if core is not None]
+    known = [core for core in core_yx if core is not None]
     if len(known) < 2:
         raise ModelDefinitionError(
             f"{definition.source} has no ImageHeight and ImageWidth, and its function configures no tx and ty, so the "

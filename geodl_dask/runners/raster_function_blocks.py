@@ -101,17 +101,12 @@ def plan_inputs(
     )
 
 
-def _bands(extract: Sequence[Any] | None, spec: RunnerSpec, *, stacked: bool) -> tuple[tuple[int, ...], ...]:
-    """Bands of each array. ``extract`` counts the stack; on two arrays it may count each one's bands."""
+def _bands(bands: tuple[int, ...] | None, spec: RunnerSpec, *, stacked: bool) -> tuple[tuple[int, ...], ...]:
+    """Bands of each array. ``bands`` counts the stack; on two arrays it may count each one's bands."""
     count, rasters, source = spec.band_count, spec.raster_count, spec.definition.source
     stacked = stacked or rasters == 1
-    if extract is None or len(extract) == 0:
+    if bands is None:
         return (tuple(range(rasters * count)),) if stacked else (tuple(range(count)),) * 2
-    if not all(isinstance(band, int | np.integer) for band in extract):
-        raise ModelDefinitionError(
-            f"The function of {source} extracts the bands {list(extract)}; numbers from 0 are needed."
-        )
-    bands = tuple(int(band) for band in extract)
     counts_stack = stacked or max(bands) >= count
     # 0, 1, .., 5 of two rasters with four bands each would be the whole first date and half of the second.
     takes_all = rasters == 2 and bands == tuple(range(len(bands))) and len(bands) % 2 == 0
@@ -128,9 +123,9 @@ def _bands(extract: Sequence[Any] | None, spec: RunnerSpec, *, stacked: bool) ->
     return tuple(band for band in bands if band < count), tuple(band - count for band in bands if band >= count)
 
 
-def _rescale(wanted: Sequence[float] | None, spec: RunnerSpec) -> tuple[np.float32, np.float32] | None:
+def _rescale(wanted: tuple[float, float] | None, spec: RunnerSpec) -> tuple[np.float32, np.float32] | None:
     """(scale, shift) from the whole range of the pixel type to ``wanted`` (lowest, highest); None where they agree."""
-    if wanted is None or len(wanted) != 2:
+    if wanted is None:
         return None
     if not np.issubdtype(spec.pixel_type, np.integer):
         logger.warning(
