@@ -8,11 +8,13 @@ ends.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -21,6 +23,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .errors import OutputError, OutputExistsError, RunError
+
+log = logging.getLogger(__name__)
 
 _LOCK, _OWNER = "lock", "owner"
 _INPUTS = ("from_raster", "to_raster", "raster", "model", "mask", "like", "snap_raster")
@@ -107,13 +111,7 @@ def growing_output(out: Path, *, overwrite: bool) -> Iterator[Path]:
         raise OutputExistsError(
             f"Process {process} on {host} is writing {out}, or was. If it has ended, remove {partial}."
         )
-    try:
-        held = FileLock(partial / _LOCK).acquire(timeout=0)
-    except Timeout as error:
-        raise OutputExistsError(
-            f"Another run{_owner_in_words(partial)} is writing {out}. Wait for its end, or choose another name."
-        ) from error
-    with held:
+    with _lock(partial, out):
         for left in partial.iterdir():
             if left.name != _LOCK:
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
@@ -122,6 +120,20 @@ def growing_output(out: Path, *, overwrite: bool) -> Iterator[Path]:
             yield partial
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _lock(partial: Path, out: Path) -> AbstractContextManager[object]:
+    try:
+        return FileLock(partial / _LOCK).acquire(timeout=0)
+    except Timeout as error:
+        raise OutputExistsError(
+            f"Another run{_owner_in_words(partial)} is writing {out}. Wait for its end, or choose another name."
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        log.warning("There are no locks on the file system of %s: let no other run write it meanwhile.", out)
+        return nullcontext()
 
 
 def publish(finished: Path, out: Path, *, overwrite: bool) -> None:

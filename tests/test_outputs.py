@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from geodl_dask.errors import OutputError, OutputExistsError, RunError
 from geodl_dask.outputs import check_output, growing_output, partial_of, publish
@@ -187,6 +189,22 @@ def test_lock_ends_with_the_process_that_held_it(tmp_path):
     with growing_output(out, overwrite=True):
         pass
     assert names(tmp_path) == []
+
+
+def test_file_system_without_locks_is_written_with_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(number):
+        def acquire(lock, timeout):
+            raise OSError(number, "No locks available")
+
+        monkeypatch.setattr(FileLock, "acquire", acquire)
+
+    refuse(errno.ENOLCK)
+    with growing_output(tmp_path / "change.tif", overwrite=False) as partial:
+        assert partial.is_dir()
+    assert "no locks on the file system" in caplog.text
+    refuse(errno.EACCES)
+    with pytest.raises(OSError, match="No locks"):
+        growing_output(tmp_path / "change.tif", overwrite=False).__enter__()
 
 
 def test_run_on_another_machine_is_named_and_left_alone(tmp_path):
