@@ -62,16 +62,6 @@ def integer_argument(given: Mapping[str, str], name: str, default: int, minimum:
     return int(text)
 
 
-def square_batch(n: int) -> int:
-    """The largest square number up to ``n``: the reference tool's rule, by which a batch size of 6 gives 4.
-
-    Raises ModelArgumentError below 1.
-    """
-    if n < 1:
-        raise ModelArgumentError(f"batch_size is {n}; at least 1 is needed.")
-    return math.isqrt(n) ** 2
-
-
 def _split(text: str) -> list[tuple[str, str]]:
     pairs = []
     for item in filter(None, map(str.strip, text.split(";"))):

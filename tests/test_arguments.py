@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geodl_dask.arguments import check_names, integer_argument, parse_arguments, square_batch
+from geodl_dask.arguments import check_names, integer_argument, parse_arguments
 from geodl_dask.errors import ModelArgumentError
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=12)
@@ -162,20 +162,3 @@ def test_an_integer_is_read_or_its_default_taken():
 def test_an_integer_argument_must_be_whole_and_large_enough(text):
     with pytest.raises(ModelArgumentError, match=r"padding is .*; a whole number of at least 0 is needed"):
         integer_argument({"padding": text}, "padding", 8, 0)
-
-
-@pytest.mark.parametrize("asked, used", [(1, 1), (3, 1), (4, 4), (6, 4), (9, 9), (63, 49), (64, 64)])
-def test_batches_are_square_numbers_as_in_the_reference(asked, used):
-    assert square_batch(asked) == used
-
-
-@given(st.integers(1, 10**6))
-def test_a_square_batch_is_the_largest_square_up_to_the_number(n):
-    side = math.isqrt(square_batch(n))
-    assert side * side <= n < (side + 1) ** 2
-
-
-@pytest.mark.parametrize("n", [0, -4])
-def test_a_batch_below_one_is_refused(n):
-    with pytest.raises(ModelArgumentError, match=f"batch_size is {n}; at least 1 is needed"):
-        square_batch(n)

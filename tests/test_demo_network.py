@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from geodl_dask.demo.network import RADIUS_PX, STRIDE_PX, ChangeNetwork
+from geodl_dask.demo.network import RADIUS_PX, ChangeNetwork
 from geodl_dask.demo.scenes import CLASS_NAMES, ScenePair, render_pair
 from geodl_dask.demo.train import (
     DEFINITION_NAME,
@@ -45,6 +45,8 @@ def definition() -> dict:
 @pytest.fixture(scope="module")
 def scene() -> ScenePair:
     return render_pair(EVALUATION_SEEDS[0], (1024, 1024))
+STRIDE_PX = 4
+"""Shifting the input by a multiple of it shifts the output alike; sides are multiples of it."""
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -17,8 +17,6 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 RADIUS_PX = 25
 """Farthest input pixel, along a row or column, that can change an output pixel."""
-STRIDE_PX = 4
-"""Shifting the input by a multiple of it shifts the output alike; sides are multiples of it."""
 
 
 def _convolve(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Sequential:
