@@ -95,11 +95,6 @@ class BlockPlan:
         )
         return rows, cols
 
-    @property
-    def blocks_yx(self) -> tuple[int, int]:
-        """How many blocks along y and x."""
-        return -(-self.shape_yx[0] // self.block_yx[0]), -(-self.shape_yx[1] // self.block_yx[1])
-
     def core(self, index: tuple[int, int]) -> Window:
         """The pixels that block ``index`` (row, column) answers for."""
         row, col = index[0] * self.block_yx[0], index[1] * self.block_yx[1]

@@ -20,21 +20,21 @@ def plans(draw: st.DrawFn) -> BlockPlan:
 @given(plans())
 def test_every_pixel_lies_in_the_core_of_exactly_one_block(plan):
     covered = np.zeros(plan.shape_yx, int)
-    for row in range(plan.blocks_yx[0]):
-        for col in range(plan.blocks_yx[1]):
+    for row in range(len(plan.chunks[0])):
+        for col in range(len(plan.chunks[1])):
             core = plan.core((row, col))
             covered[core.row_off : core.row_off + core.height, core.col_off : core.col_off + core.width] += 1
     assert (covered == 1).all()
     assert plan.chunks == (
-        tuple(plan.core((row, 0)).height for row in range(plan.blocks_yx[0])),
-        tuple(plan.core((0, col)).width for col in range(plan.blocks_yx[1])),
+        tuple(plan.core((row, 0)).height for row in range(len(plan.chunks[0]))),
+        tuple(plan.core((0, col)).width for col in range(len(plan.chunks[1]))),
     )
 
 
 @given(plans())
 def test_tiles_lie_on_one_lattice_anchored_at_the_grid_corner(plan):
-    for row in range(plan.blocks_yx[0]):
-        for col in range(plan.blocks_yx[1]):
+    for row in range(len(plan.chunks[0])):
+        for col in range(len(plan.chunks[1])):
             origins = plan.origins(plan.core((row, col))) + plan.tile.padding
             assert (origins % plan.tile.stride_yx == 0).all()
 
@@ -45,8 +45,8 @@ def test_a_filled_block_holds_the_tiles_of_the_whole_filled_grid(plan):
     image = rng.integers(1, 1000, plan.shape_yx)
     p, (stride_y, stride_x) = plan.tile.padding, plan.tile.stride_yx
     whole = np.pad(image, ((p, p + stride_y), (p, p + stride_x)))
-    for row in range(plan.blocks_yx[0]):
-        for col in range(plan.blocks_yx[1]):
+    for row in range(len(plan.chunks[0])):
+        for col in range(len(plan.chunks[1])):
             core = plan.core((row, col))
             window = plan.haloed(core)
             read = image[
