@@ -103,10 +103,16 @@ def store_blocks(
 
 
 def regular_blocks(change: xr.DataArray) -> da.Array:
-    """The data of a DataArray (y, x), lazy or computed, in blocks of one size but for the last ones.
+    """The data of a DataArray (y, x) of integers, lazy or computed, in blocks of one size but for the last ones.
 
-    Raises OutputError for other dimensions.
+    Raises OutputError for anything else.
     """
+    if not isinstance(change, xr.DataArray):
+        raise OutputError(f"What to write is a {type(change).__name__}; a DataArray as of detect_change is needed.")
+    if change.dtype.kind not in "ui":
+        raise OutputError(
+            f"The raster to write holds {change.dtype}; integers are needed, for instance by astype('uint8')."
+        )
     if change.dims != ("y", "x"):
         raise OutputError(
             f"The raster to write has dimensions {change.dims}; ('y', 'x') are needed. See its methods transpose, "
@@ -144,7 +150,8 @@ def _active_client() -> Iterator[Client]:
         with Client(
             processes=False, n_workers=1, threads_per_worker=CPU_COUNT, set_as_default=False,
             # No dashboard; but without an address distributed takes port 8787, and warns where that is in use.
-            dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False},
+            dashboard_address="127.0.0.1:0", worker_dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
         ) as own:  # fmt: skip
             yield own
     else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from .inspection import ModelFile, ModelInfo
     from .outputs import Written
 
-STATUS_FAILED, STATUS_ASKED_WRONGLY, STATUS_STOPPED = 1, 2, 130
+STATUS_FAILED, STATUS_ASKED_WRONGLY, STATUS_SIGNALLED = 1, 2, 128
 
 log = logging.getLogger(__name__)
 # Paths and class names are printed as they are, brackets and colons too.
@@ -106,7 +109,7 @@ def _run_options(command: Any) -> Any:
         click.option("--gpu-id", type=click.IntRange(min=0), metavar="N", help="The one GPU to use; without it, all."),
         click.option(
             "--workers", type=click.IntRange(min=1), metavar="N",
-            help="Worker processes, at most one per GPU; without it, threads of this one, or one for each of many GPUs.",
+            help="Worker processes, at most one per GPU; without it, threads of this one, or one for each GPU.",
         ),
         click.option("--mask", metavar="FILE", help="Where the result is wanted: raster or polygons."),
         click.option("--like", metavar="RASTER", help="Take this raster's grid in the place of the first one's."),
@@ -176,11 +179,11 @@ def _run(
     overwrite: bool, quiet: bool, verbose: int, processor_type: str, **keywords: Any,
 ) -> None:  # fmt: skip
     """Plan, compute, write, sum up. ``plan`` takes the processor and ``keywords``."""
+    from .devices import worker_gpus
+
     started = time.perf_counter()
     write = _writer_of(output, overwrite=overwrite, provenance={**places, **keywords})
     with err.status("Opening the model and the rasters") if not quiet else nullcontext():
-    from .devices import worker_gpus
-
         gpus = worker_gpus(processor_type, gpu_id=gpu_id, workers=workers)
         result = plan(processor=processor_type, **keywords)
     if not quiet:
@@ -274,30 +277,64 @@ def main() -> None:
 
 @contextmanager
 def _manners(verbose: int) -> Iterator[None]:
-    """Logs as asked for; each error as one message and an exit status, without traceback."""
+    """Logs as asked for; each error and each stop as one message and an exit status, without traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a swatch is no reason to fail where the encoding has none
+            stream.reconfigure(errors="replace")
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err)], force=True)
     logging.getLogger("geodl_dask").setLevel(level)
     if not dask.config.get("logging", None):  # distributed reads it when it is imported, which is later
         # It shouts of each failed attempt and each cancelled task, of which our own message is the sum.
         spoken = ("critical", "warning", "info")[min(verbose, 2)]
-        dask.config.set({"logging": {"distributed": spoken}})
+        # Tornado would print the traceback of an interrupt.
+        dask.config.set({"logging": {"distributed": spoken, "tornado": "critical", "tornado.application": "critical"}})
         os.environ["DASK_LOGGING__DISTRIBUTED"] = spoken  # for worker processes
-    if verbose < 2:  # it would print an interrupt's traceback
-        logging.getLogger("tornado").setLevel(logging.CRITICAL)
+    with _stoppable():
+        try:
+            yield
+        except (GeodlError, EcdError) as error:
+            if verbose:
+                err.print_exception()
+            err.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
+            sys.exit(STATUS_ASKED_WRONGLY if isinstance(error, RequestError | EcdError) else STATUS_FAILED)
+        except OSError as error:  # a full disk, a folder that is gone
+            err.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
+            sys.exit(STATUS_FAILED)
+        except KeyboardInterrupt as stop:
+            number = stop.args[0] if stop.args else signal.SIGINT
+            by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+            err.print(f"Stopped{by}. Nothing stands under the output's name that is not whole.")
+            sys.exit(STATUS_SIGNALLED + number)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C, and what a batch system or a closed terminal sends, end the work with everything put away.
+
+    A second Ctrl-C does not wait for that.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, stop_now)
+        raise KeyboardInterrupt(number)
+
+    def stop_now(number: int, frame: Any) -> None:
+        os.write(2, b"Stopped at once. What a run has begun may lie beside its output, under a name with .partial.\n")
+        os._exit(STATUS_SIGNALLED + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup's wish
+    before = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield
-    except (GeodlError, EcdError) as error:
-        if verbose:
-            err.print_exception()
-        err.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
-        sys.exit(STATUS_ASKED_WRONGLY if isinstance(error, RequestError | EcdError) else STATUS_FAILED)
-    except OSError as error:  # a full disk, a folder that is gone
-        err.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
-        sys.exit(STATUS_FAILED)
-    except KeyboardInterrupt:
-        err.print("Stopped. Nothing stands under the output's name that is not whole.")
-        sys.exit(STATUS_STOPPED)
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is stop:  # once stopped, impatience stays in force until the process is gone
+                signal.signal(number, handler)
 
 
 @contextmanager
@@ -339,7 +376,9 @@ def _write_showing_progress(write: Any, change: xr.DataArray, output: str, *, ov
     )  # fmt: skip
     with Progress(*columns, console=err, disable=quiet) as bar:
         task = bar.add_task(Path(output).name, total=change.size, rate="")
-        written: Written = write(change, output, overwrite=overwrite, progress=_Advance(bar, task))
+        advance = _Advance(bar, task)
+        written: Written = write(change, output, overwrite=overwrite, progress=advance)
+        advance(change.size, change.size, "done")
     return written
 
 
@@ -349,11 +388,9 @@ class _Advance:
     def __init__(self, bar: Progress, task: TaskID) -> None:
         self._bar, self._task, self._started = bar, task, time.perf_counter()
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, last: str = "finishing the file") -> None:
         rate = done / 1e6 / (time.perf_counter() - self._started)
-        self._bar.update(self._task, completed=done, rate=f"{rate:.2f} Mpx/s")
-        if done == total:
-            self._bar.update(self._task, rate=f"{rate:.2f} Mpx/s, finishing the file")
+        self._bar.update(self._task, completed=done, rate=f"{rate:.2f} Mpx/s" + (f", {last}" if done == total else ""))
 
 
 def _print_summary(change: xr.DataArray, written: Written, seconds: float) -> None:

@@ -82,8 +82,9 @@ def write_cog(
     before stays until the new one is whole.
     """
     started = time.perf_counter()
+    blocks = regular_blocks(change)
     out = check_output(path, (".tif", ".tiff"), overwrite=overwrite, provenance=change.attrs)
-    blocks, grid = regular_blocks(change), change.odc.geobox
+    grid = change.odc.geobox
     if not isinstance(grid, GeoBox) or grid.crs is None:
         raise OutputError(
             "The change raster has no CRS or no evenly spaced y, x coordinates; it cannot be placed on a map."

@@ -143,6 +143,8 @@ def plan_blocks(shape_yx: tuple[int, int], tile: TileSpec, chunks: int | Literal
     ``"auto"`` aims at 16 blocks or more, of 512 to 2,048 pixels a side. It looks at nothing but the grid, so
     that a run that is continued elsewhere has the same blocks. Raises TileGeometryError for chunks below 1.
     """
+    if chunks != "auto" and (isinstance(chunks, bool) or not isinstance(chunks, int)):
+        raise TileGeometryError(f"chunks is {chunks!r}; a number of pixels above 0, or auto, is needed.")
     wanted = min(max(512, math.isqrt(shape_yx[0] * shape_yx[1] // 16)), 2048) if chunks == "auto" else chunks
     if wanted < 1:
         raise TileGeometryError(f"chunks is {wanted}; a number of pixels above 0, or auto, is needed.")

@@ -57,8 +57,8 @@ def write_zarr(
     Raises OutputError, OutputExistsError or BlockFailedError; what was there before stays until the new one is whole.
     """
     started = time.perf_counter()
-    out = check_output(path, (".zarr",), overwrite=overwrite, provenance=change.attrs)
     blocks = regular_blocks(change)
+    out = check_output(path, (".zarr",), overwrite=overwrite, provenance=change.attrs)
     block_yx = (blocks.chunks[0][0], blocks.chunks[1][0])
     with growing_output(out, overwrite=overwrite) as partial:
         store = partial / out.name

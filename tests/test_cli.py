@@ -243,23 +243,61 @@ def test_failed_block_ends_the_run_and_the_old_output_stays(output, workers, inp
 # Stopped: status 130
 
 
-@pytest.mark.parametrize(("output", "workers"), [("change.tif", ()), ("change.zarr", ("--workers", "2"))])
-def test_interrupt_ends_in_one_line_and_no_output(output, workers, inputs, tmp_path, heeding_interrupts):
-    words = (inputs["large"], inputs["large"], str(tmp_path / output), inputs["model"], "--chunks", "256", *workers)
+def start_and_wait_for_blocks(output: Path, inputs, *options: str) -> subprocess.Popen:
+    words = (inputs["large"], inputs["large"], str(output), inputs["model"], "--chunks", "256", *options)
     running = subprocess.Popen(
         [COMMAND, "detect-change", *words, "--quiet"], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    kept = {"change.tif": "*.partial/*.tif", "change.zarr": "*.partial/*/change/c/*/*"}[output]
+    kept = {".tif": "*.partial/*.tif", ".zarr": "*.partial/*/change/c/*/*"}[output.suffix]
     until = time.monotonic() + 30
-    while not any(tmp_path.glob(kept)):
+    while not any(output.parent.glob(kept)):
         assert running.poll() is None, running.stderr.read()
         assert time.monotonic() < until
         time.sleep(0.02)
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does, worker processes too
+    return running
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [(signal.SIGINT, "Stopped."), (signal.SIGTERM, "Stopped by SIGTERM."), (signal.SIGHUP, "Stopped by SIGHUP.")],
+)
+@pytest.mark.parametrize(("output", "workers"), [("change.tif", ()), ("change.zarr", ("--workers", "2"))])
+def test_stop_ends_in_one_line_and_no_output(output, workers, number, says, inputs, tmp_path, heeding_interrupts):
+    running = start_and_wait_for_blocks(tmp_path / output, inputs, *workers)
+    if number == signal.SIGINT:
+        os.killpg(running.pid, number)  # as a terminal does, worker processes too
+    else:
+        running.send_signal(number)
     _, stderr = running.communicate(timeout=30)
-    assert running.returncode == 130
-    assert stderr.splitlines() == ["Stopped. Nothing stands under the output's name that is not whole."]
+    assert running.returncode == 128 + number
+    assert stderr.splitlines() == [f"{says} Nothing stands under the output's name that is not whole."]
     assert listing(tmp_path) == {}
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")])
+def test_second_interrupt_does_not_wait(workers, inputs, tmp_path, heeding_interrupts):
+    running = start_and_wait_for_blocks(tmp_path / "change.tif", inputs, *workers)
+    os.killpg(running.pid, signal.SIGINT)
+    time.sleep(0.2)
+    os.killpg(running.pid, signal.SIGINT)
+    _, stderr = running.communicate(timeout=10)
+    assert running.returncode in (130, -signal.SIGINT)  # which Python itself takes up at its very end
+    assert "Traceback" not in stderr
+    assert "Stopped" in stderr
+    assert not (tmp_path / "change.tif").exists()
+
+
+def test_nohup_is_respected(inputs, tmp_path, heeding_interrupts):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        running = start_and_wait_for_blocks(tmp_path / "change.tif", inputs)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    running.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.wait(timeout=2)
+    running.terminate()
+    assert running.communicate(timeout=60)[1].startswith("Stopped by SIGTERM")
 
 
 # Done: status 0
@@ -284,6 +322,14 @@ def test_summary_says_where_how_long_and_how_much(output, inputs, pixels, tmp_pa
             str(each["Value"]), *each["Name"].split(), f"{share * values.size * 0.25 / 1e4:.2f}", "ha", f"{share:.2%}",
         ]  # fmt: skip
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_summary_is_printed_in_any_encoding(encoding, inputs, tmp_path):
+    words = [COMMAND, "detect-change", inputs["from"], inputs["to"], str(tmp_path / "change.tif"), inputs["model"]]
+    done = subprocess.run(words, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=True)
+    assert b"No change" in done.stdout
+    assert b"109 x 83 pixels" in done.stdout
 
 
 def test_quiet_prints_nothing(inputs, tmp_path):
