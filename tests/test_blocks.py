@@ -304,11 +304,11 @@ def test_blocks_that_wait_are_given_up_when_one_fails(build, store, values):
     ],
 )
 def test_blocks_become_of_one_size_but_for_the_last(values, chunks, regular):
-    array = regular_blocks(xr.DataArray(da.from_array(values, chunks=chunks)))
+    array = regular_blocks(xr.DataArray(da.from_array(values, chunks=chunks), dims=("y", "x")))
     assert array.chunks == regular
     np.testing.assert_array_equal(array.compute(scheduler="synchronous"), values)
 
 
 def test_computed_raster_has_blocks_too(store, values):
-    array = regular_blocks(xr.DataArray(values))
+    array = regular_blocks(xr.DataArray(values, dims=("y", "x")))
     assert sum(store_blocks(array, store).pixels.values()) == values.size

@@ -34,7 +34,7 @@ def test_python_example_prints_what_the_readme_says(tmp_path):
     promised_numbers, promised_words = numbers_and_words(block("text", "pixels of new road"))
     assert words == promised_words
     assert numbers == pytest.approx(promised_numbers, rel=0.01)  # processors differ in the last bit of a score
-    assert (tmp_path / "change.tif").exists()
+    assert (tmp_path / "geodl-dask-demo/again.tif").exists()
 
 
 def test_files_that_the_readme_names_are_there():
