@@ -12,7 +12,9 @@ from conftest import ToyNetwork, save_network, write_definition
 
 import geodl_dask as gd
 from geodl_dask.cli import cli
+from geodl_dask.definition import load_definition
 from geodl_dask.errors import BandCountError, ModelDefinitionError, ModelFileError, UntrustedCodeError
+from geodl_dask.runners import Batch, RunnerSpec, load_runner
 
 CLASS_INFO = {
     "ImportDeepLearningModelToEsriExtraInfo": 0,
@@ -138,6 +140,35 @@ def test_a_keras_classifier_equals_the_network_and_needs_trust(keras_file, netwo
     with torch.inference_mode():
         expected = network(torch.from_numpy(pixels[0].astype(np.float32))[None])[0].argmax(0).numpy()
     assert (result.values == np.array([0, 7])[expected])[2:-2, 2:-2].mean() > 0.9999
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:keras.*")  # Keras 3.15 on NumPy 2
+def test_a_keras_answer_without_a_score_axis_lies_as_the_image_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    keras = pytest.importorskip("keras", reason="Keras is not installed")
+    image = keras.layers.Input((16, 16, 3))
+    first = keras.layers.Reshape((16, 16))(keras.layers.Conv2D(1, 1, use_bias=False)(image))
+    model = keras.Model(image, keras.layers.Activation("sigmoid")(first))
+    model.set_weights([np.array([0.01, 0, 0], np.float32).reshape(1, 1, 3, 1)])
+    model.save(tmp_path / "plane.keras")
+    definition = load_definition(
+        write_definition(tmp_path / "m.emd", ModelFile="plane.keras", ExtractBands=[0, 1, 2], Padding=0)
+    )
+    runner = load_runner(RunnerSpec(definition, "native", 3, "uint8", raster_count=1))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16)).astype(np.uint8)
+    scores = runner.predict(Batch((pixels,), np.ones((4, 16, 16), bool), np.zeros((4, 2), np.int64)))
+    np.testing.assert_allclose(scores[:, 0], 1 / (1 + np.exp(pixels[:, 0] / -100)), rtol=1e-5)
+    assert runner.output == "probabilities"
+
+
+@pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built:UserWarning")
+def test_a_keras_network_that_was_never_built_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    keras = pytest.importorskip("keras", reason="Keras is not installed")
+    keras.Sequential([keras.layers.Conv2D(2, 3, padding="same")]).save(tmp_path / "unbuilt.keras")
+    definition = load_definition(write_definition(tmp_path / "m.emd", ModelFile="unbuilt.keras"))
+    with pytest.raises(ModelFileError, match=r"does not say what it takes.*give its first layer an input shape"):
+        load_runner(RunnerSpec(definition, "native", 3, "uint8"))
 
 
 def test_an_array_and_a_file_give_the_same_bits(network, pair, tmp_path):

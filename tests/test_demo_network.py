@@ -21,6 +21,8 @@ from geodl_dask.demo.train import (
     score_classes,
 )
 
+STRIDE_PX = 4
+"""Shifting the input by a multiple of it shifts the output alike; sides are multiples of it."""
 WEIGHTS = MODEL_FOLDER / WEIGHTS_NAME
 LOAD = """
 import sys, torch
@@ -45,8 +47,6 @@ def definition() -> dict:
 @pytest.fixture(scope="module")
 def scene() -> ScenePair:
     return render_pair(EVALUATION_SEEDS[0], (1024, 1024))
-STRIDE_PX = 4
-"""Shifting the input by a multiple of it shifts the output alike; sides are multiples of it."""
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -101,6 +101,25 @@ def test_keras_network_in_a_function_equals_the_network_on_the_whole_pair(model,
     check_against_network(values, toy_network, pixels)
 
 
+@pytest.mark.filterwarnings("ignore")  # TensorFlow's own
+def test_tensorflow_network_in_a_function_equals_the_network_on_the_whole_pair(model, pixels, toy_network):
+    reason = 'TensorFlow is not installed. To run this (1.4 GB): pip install "geodl_dask[tensorflow]"'
+    tensorflow = pytest.importorskip("tensorflow", reason=reason)
+    weights = [parameter.detach().numpy() for parameter in toy_network.parameters()]
+    kernels, biases = [each.transpose(2, 3, 1, 0) for each in weights[::2]], weights[1::2]
+
+    class Toy(tensorflow.Module):
+        @tensorflow.function(input_signature=[tensorflow.TensorSpec((None, None, None, 6), tensorflow.float32)])
+        def score(self, stack):
+            first = tensorflow.nn.conv2d(stack / 255 - 0.5, kernels[0], 1, "SAME") + biases[0]
+            return tensorflow.nn.conv2d(tensorflow.nn.relu(first), kernels[1], 1, "SAME") + biases[1]
+
+    path = model("PairClassifier", ModelConfiguration="TensorFlowDifference", ModelFile=".\\saved\\saved_model.pb")
+    tensorflow.saved_model.save(Toy(), str(path.parent / "saved"))
+    values = predict_whole(load(path, padding=3, batch_size=4), *pixels)
+    check_against_network(values, toy_network, pixels)
+
+
 # The protocol
 
 
