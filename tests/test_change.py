@@ -15,10 +15,10 @@ import geodl_dask as gd
 from geodl_dask import kernel
 from geodl_dask.change import _merge_thin
 from geodl_dask.errors import (
+    BandCountError,
     GridMismatchError,
     ModelArgumentError,
     ModelDefinitionError,
-    RasterInputError,
     UntrustedCodeError,
 )
 
@@ -69,12 +69,18 @@ def test_files_arrays_and_a_mixture_give_the_same_bits(chunks, models, pair):
 
 
 @pytest.mark.parametrize(("workers", "threads"), [(1, 4), (3, 1)])
-def test_any_number_of_worker_processes_gives_the_same_bits(workers, threads, models, pair):
+def test_any_number_of_worker_processes_gives_the_same_bits(workers, threads, models, pair, pixels, tmp_path):
+    turned = TRANSFORM @ Affine.translation(3.3, -2.7) @ Affine.rotation(2)
+    moved = write_raster(tmp_path / "moved.tif", pixels[1], transform=turned)
     with Client(n_workers=workers, threads_per_worker=threads, processes=True, dashboard_address=None):
         for suffix in ("pt2", "onnx", "pt"):
             spread = gd.detect_change(*pair, models[suffix], chunks=16).compute()
             alone = gd.detect_change(*pair, models[suffix], chunks=24).compute(scheduler="synchronous")
             xr.testing.assert_equal(spread, alone)
+        warped = {"resampling": "cubic", "cell_size": 0.4}
+        spread = gd.detect_change(pair[0], moved, models["pt2"], chunks=16, **warped).compute()
+        alone = gd.detect_change(pair[0], moved, models["pt2"], chunks=48, **warped).compute(scheduler="synchronous")
+        xr.testing.assert_equal(spread, alone)
 
 
 def test_batch_size_does_not_change_the_result(models, pair):
@@ -155,7 +161,7 @@ def test_rasters_that_do_not_fit_are_refused(models, pair, pixels, tmp_path):
     with pytest.raises(TypeError, match="no keyword 'chunk'"):
         gd.detect_change(*pair, models["pt2"], chunk=4)
     one_band = write_raster(tmp_path / "one.tif", pixels[1][:1])
-    with pytest.raises(RasterInputError, match=r"from_raster has 3 band\(s\) .*to_raster 1"):
+    with pytest.raises(BandCountError, match=r"from_raster has 3 band\(s\) .*to_raster 1"):
         gd.detect_change(pair[0], one_band, models["pt2"])
 
 
