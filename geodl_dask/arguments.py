@@ -58,7 +58,7 @@ def integer_argument(given: Mapping[str, str], name: str, default: int, minimum:
     if text is None:
         return default
     if not re.fullmatch("[+-]?[0-9]{1,9}", text) or int(text) < minimum:
-        raise ModelArgumentError(f"{name} is {text!r}; a whole number of at least {minimum} is needed.")
+        raise ModelArgumentError(f"{name} is {text!r}; a whole number of at least {minimum} is needed. {_HINT}")
     return int(text)
 
 

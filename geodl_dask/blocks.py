@@ -8,6 +8,7 @@ returns a few bytes.
 from __future__ import annotations
 
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -163,7 +164,7 @@ def _rolling(
 ) -> Tallies:
     length = -(-len(missing) // MOST_TASKS) or 1
     runs = iter([missing[start : start + length] for start in range(0, len(missing), length)])
-    recipe = cloudpickle.dumps((array, store, lattice))
+    recipe = zlib.compress(cloudpickle.dumps((array, store, lattice)))  # it goes with every task
     lanes = max(1, sum(client.nthreads().values()))
     first_of: dict[Any, Index] = {}
 
@@ -253,4 +254,4 @@ def _count_tiles(values: np.ndarray, lattice: Lattice) -> tuple[int, int]:
 
 @lru_cache(maxsize=4)
 def _recipe(recipe: bytes) -> Any:
-    return cloudpickle.loads(recipe)
+    return cloudpickle.loads(zlib.decompress(recipe))

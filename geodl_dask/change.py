@@ -240,6 +240,7 @@ def _label(
         "output": spec.output,
         "arguments": ";".join(f"{name} {value}" for name, value in spec.arguments),
         **places,
+        **({} if stack.mask is None else {"mask": stack.mask.name}),
         "rasters": list(stack.accounts),
         "tile_size": list(plan.tile.size_yx),
         "padding": plan.tile.padding,

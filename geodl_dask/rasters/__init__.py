@@ -7,7 +7,7 @@ graph (`RasterArray`).
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -186,25 +186,20 @@ def _onto(raster: Raster, role: str, grid: GeoBox, request: GridRequest) -> tupl
             f"{role} {raster.name} does not overlap the output. It is {describe_grid(raster.grid)}; the output is "
             f"{describe_grid(grid)}. Are both CRS right?"
         )
-    source = raster
-    if isinstance(source, RasterFile) and request.resampling != "nearest":
-        source = at_overview(source, min(shrink_factor(source.grid, grid)))
+    source: Raster = raster
+    level = ""
+    if isinstance(raster, RasterFile) and request.resampling != "nearest":
+        source = coarser = at_overview(raster, min(shrink_factor(raster.grid, grid)))
+        level = "" if coarser is raster else f" from overview {coarser.overview}"
     move = find_move(source.grid, grid, request.resampling)
     if isinstance(move, Warp) and request.align == "strict":
         raise GridMismatchError(
             f"{role} {raster.name} is {describe_grid(raster.grid)}; the output is {describe_grid(grid)}, and align is "
             "strict. Allow warping (--align warp), or pass --like (like=) to choose the grid."
         )
-    said = [
-        f"{role} {raster.name}: {raster.kind}, {len(raster.band_names)} band(s) of {raster.dtype}",
-        describe_grid(raster.grid),
-    ]
+    what = f"{raster.kind}, {len(raster.band_names)} band(s) of {raster.dtype}"
+    said = [f"{role} {raster.name}: {what}", describe_grid(raster.grid)]
     if isinstance(move, Warp):
-        level = (
-            f" from overview {source.overview}"
-            if isinstance(source, RasterFile) and source.overview is not None
-            else ""
-        )
         said.append(f"warped to the output's grid{level}, {request.resampling}")
     elif move:
         said.append("cut to the output's grid")
@@ -219,10 +214,8 @@ def _open_mask(mask: Any, grid: GeoBox) -> tuple[Raster, tuple[str]]:
         if not Path(mask).exists():
             raise RasterInputError(f"The mask {mask} does not exist (looked in {Path.cwd()}).")
         return open_polygons(mask, grid), (f"mask {mask}: polygons",)
-    raster = open_raster(mask, "mask", (1,))
-    return _onto(raster, "mask", grid, replace(GridRequest(), resampling="nearest"))[0], (
-        f"mask {raster.name}: {raster.kind}",
-    )
+    moved, account = _onto(open_raster(mask, "mask", (1,)), "mask", grid, GridRequest(resampling="nearest"))
+    return moved, (account,)
 
 
 def _is_raster(given: Any) -> bool:
