@@ -143,7 +143,7 @@ def _as_list(given: Any) -> list[Any]:
         except ValueError:
             return [given]
         return listed if isinstance(listed, list) else [given]
-    return list(np.atleast_1d(given))
+    return given if isinstance(given, list) else list(np.atleast_1d(given))
 
 
 def list_values(attrs: Mapping[str, Any], values: Iterable[int]) -> dict[str, Any]:

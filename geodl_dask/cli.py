@@ -41,7 +41,8 @@ STATUS_FAILED, STATUS_ASKED_WRONGLY, STATUS_SIGNALLED = 1, 2, 128
 log = logging.getLogger(__name__)
 # Paths and class names are printed as they are, brackets and colons too.
 err = Console(stderr=True, markup=False, emoji=False, highlight=False)
-out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+# A file, unlike a terminal, has room for every path.
+out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 500)
 
 
 class _Chunks(click.ParamType[Any]):
@@ -52,8 +53,8 @@ class _Chunks(click.ParamType[Any]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "auto" or isinstance(value, int):
             return value
-        if not value.isdecimal():
-            self.fail(f"{value!r} is neither a number of pixels nor auto", param, ctx)
+        if not value.isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number of pixels above 0 nor auto", param, ctx)
         return int(value)
 
 
@@ -418,7 +419,7 @@ def _print_model(info: ModelInfo) -> None:
         "Model": f"{info.name} ({info.source})",
         "Type": info.model_type or "not said",
         "Framework": info.framework or "not said",
-        "Run by": needs,
+        "Run by": f"nobody here: it {info.obstacle}" if info.obstacle else needs,
         "Tile": tile,
         "Bands": f"{bands} of the stack, from 0",
         **{file.key: _describe_file(file) for file in info.files},

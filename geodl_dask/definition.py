@@ -188,7 +188,9 @@ def _locate(path: Path, source: str) -> tuple[Path, Path | None]:
     if path.is_dir():
         return find_definition(path), None
     if not path.is_file():
-        raise ModelDefinitionError(f"{source} is not there; the path of an .emd or .dlpk is needed.")
+        raise ModelDefinitionError(
+            f"{source} is not there (looked in {Path.cwd()}); the path of an .emd, .dlpk or .ecd is needed."
+        )
     if not is_package(path):
         return path, None
     package = open_package(path)

@@ -179,6 +179,8 @@ def deep_learning_model_to_ecd(
     info = info / _EXPORT if info.is_dir() else info
     if out.suffix.lower() != ".ecd":
         raise EcdError(f"{out} does not end in .ecd; choose another output.")
+    if not out.parent.is_dir():
+        raise EcdError(f"The folder {out.parent} of the output does not exist; make it first.")
     outputs = [out, out.with_suffix(".emd")][: 1 + emd]
     for output in outputs:
         _check_output(output, (model, info), overwrite)
@@ -461,7 +463,10 @@ def _file_record(name: str, source: Path, folder: Path, reference: bool) -> dict
 
 def _check_output(output: Path, inputs: Iterable[Path], overwrite: bool) -> None:
     if os.path.lexists(output) and (not overwrite or output.is_dir()):
-        raise EcdError(f"{output} exists{' and is a folder' * output.is_dir()}; choose another name.")
+        raise EcdError(
+            f"{output} exists{' and is a folder' * output.is_dir()}. Choose another name, or say --overwrite "
+            "(overwrite=True)."
+        )
     if any(path.exists() and output.exists() and path.samefile(output) for path in inputs):
         raise EcdError(f"{output} is an input and an output; choose another output.")
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from .classes import ModelClass
 from .definition import ModelDefinition, load_definition
-from .runners import Parameter, carries_code, choose_kind, describe_parameters
+from .runners import Parameter, carries_code, choose_kind, describe_parameters, obstacle
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class ModelInfo:
     """Whether running it runs code that it brings, which needs trust."""
     runner: Literal["native", "raster-function"]
     """Who runs it."""
+    obstacle: str | None
+    """Why it cannot be run, as the rest of a sentence about it; None where it can, for all that is seen here."""
     arguments: tuple[Parameter, ...]
     """Arguments that are known."""
     arguments_are_all: bool
@@ -80,6 +82,7 @@ def model_info(model: str | os.PathLike[str], *, trust_code: bool = False) -> Mo
         files=_files(definition),
         carries_code=carries_code(definition, kind),
         runner=kind,
+        obstacle=obstacle(definition, kind),
         arguments=describe_parameters(definition, kind) if has_all else _stated(definition),
         arguments_are_all=has_all,
         digest=definition.digest,

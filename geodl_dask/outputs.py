@@ -62,8 +62,12 @@ def check_output(
     a folder that is no Zarr store.
     """
     out = Path(path).absolute()
+    if "://" in str(path):
+        raise OutputError(f"The output {path} is a URL; results are written to local disks: give a path.")
     if out.suffix.lower() not in suffixes:
-        raise OutputError(f"The output {path} does not end in {' or '.join(suffixes)}; the ending decides the format.")
+        raise OutputError(
+            f"The output {str(path)!r} does not end in {' or '.join(suffixes)}; the ending decides the format."
+        )
     if any("\ud800" <= letter <= "\udfff" for letter in str(out)):
         raise OutputError(f"The output {str(out)!r} has a name that is not UTF-8; choose another name.")
     if not out.parent.is_dir():

@@ -230,3 +230,14 @@ def test_the_model_is_taken_out_of_the_ecd_once(ecd):
     assert first.model_file == second.model_file
     assert first.digest == second.digest
     assert first.source == str(ecd)
+
+
+@pytest.mark.parametrize("word", ["no", 1, None, "True"])
+def test_word_of_trust_is_true_or_false(pair, models, word):
+    with pytest.raises(UntrustedCodeError, match=r"trust_code is .*; True or False is needed"):
+        gd.classify_raster(pair[0], models["pt2"], trust_code=word)
+
+
+def test_model_of_two_dates_is_refused_with_what_runs_it(pair, models):
+    with pytest.raises(BandCountError, match=r"takes 6 bands .* has 3 band.*detect-change"):
+        gd.classify_raster(pair[0], models["pt2"])

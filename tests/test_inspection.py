@@ -102,3 +102,11 @@ def test_a_broken_definition_ends_in_one_message(tmp_path):
     assert done.exit_code == 2
     assert done.stderr.startswith("Error: ")
     assert "Traceback" not in done.output
+
+
+def test_model_that_nobody_can_run_says_why(tmp_path):
+    (tmp_path / "weights.npz").write_bytes(b"weights")
+    info = gd.model_info(write_definition(tmp_path / "model.emd", ModelFile="weights.npz"))
+    assert "a TorchScript (.pt), torch.export" in info.obstacle
+    printed = CliRunner().invoke(cli, ["model-info", str(tmp_path / "model.emd")]).stdout
+    assert "nobody here: it names no InferenceFunction, and its ModelFile is 'weights.npz'" in printed

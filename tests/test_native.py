@@ -260,7 +260,7 @@ def stats(low, high, mean=None, std=None) -> dict:
         ({"arguments": {"paddin": "1"}}, ModelArgumentError, "Did you mean padding"),
         ({"arguments": {"padding": "1"}, "ModelPadding": 2}, ModelArgumentError, "padding"),
         ({"bands": 4, "network_bands": 6, "ExtractBands": [0, 1, 2, 3, 4, 5]}, BandCountError, "takes 3 of each date"),
-        ({"ExtractBands": [0, 1, 9]}, BandCountError, "10 in the stack"),
+        ({"ExtractBands": [0, 1, 9]}, BandCountError, "takes 10 bands"),
         ({"ModelPadding": 2}, ModelFileError, r"answered with shape \(4, 2, 16, 16\)"),
         ({"Classes": [*CLASSES, {"Value": 9, "Name": "x", "Color": [0, 0, 0]}]}, ModelFileError, "2 scores per pixel"),
         ({"GeodlDask": {"input": "pair"}}, ModelFileError, "does not take"),

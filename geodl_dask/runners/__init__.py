@@ -143,14 +143,26 @@ def _file_format(definition: ModelDefinition) -> Literal["torch", "onnx", "keras
 def require_trust(definition: ModelDefinition, kind: str, *, trust_code: bool) -> None:
     """Refuse to go on where the model's own Python would run and nobody has said that it may.
 
-    Raises UntrustedCodeError.
+    Raises UntrustedCodeError, also for a word that is neither True nor False.
     """
+    if not isinstance(trust_code, bool):
+        raise UntrustedCodeError(f"trust_code is {trust_code!r}; True or False is needed, for text may mean either.")
     if carries_code(definition, kind) and not trust_code:
         code = definition.inference_function_name if kind == "raster-function" else definition.model_file
         raise UntrustedCodeError(
             f"{definition.source} brings its own code ({code}), which would run with your rights. If you trust where "
             "it comes from, say --trust-code (Python: trust_code=True)."
         )
+
+
+def obstacle(definition: ModelDefinition, kind: str) -> str | None:
+    """Why nobody here can run the model, as the rest of a sentence about it; None where somebody can."""
+    if kind == "raster-function" or _file_format(definition) in ("onnx", "torch", "keras"):
+        return None
+    return (
+        f"names no InferenceFunction, and its ModelFile is {definition.keys.get('ModelFile')!r}; a TorchScript (.pt), "
+        "torch.export (.pt2), ONNX (.onnx) or Keras (.keras) file is needed to run it without one."
+    )
 
 
 def describe_parameters(
@@ -195,8 +207,4 @@ def load_runner(spec: RunnerSpec) -> Runner:
         from .keras import KerasNetwork
 
         return NativeRunner(spec, KerasNetwork(spec))
-    raise ModelDefinitionError(
-        f"{spec.definition.source} names no InferenceFunction, and its ModelFile is "
-        f"{spec.definition.keys.get('ModelFile')!r}; a TorchScript (.pt), torch.export (.pt2), ONNX (.onnx) or Keras "
-        "(.keras) file is needed to run it without one."
-    )
+    raise ModelDefinitionError(f"{spec.definition.source} {obstacle(spec.definition, spec.kind)}")

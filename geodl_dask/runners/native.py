@@ -178,10 +178,15 @@ def _stacked_bands(spec: RunnerSpec) -> tuple[int, ...]:
     takes_half = rasters == 2 and bands == tuple(range(len(bands))) != everything
     if max(bands) >= len(everything) or takes_half:
         halves = rasters == 2 and len(bands) % 2 == 0
-        wish = f"{len(bands) // 2} of each date" if halves else f"{max(bands) + 1} in the stack"
+        wish = f"{len(bands) // 2} of each date" if halves else f"{max(bands) + 1} bands"
+        if rasters == 1 and max(bands) + 1 == 2 * band_count:
+            advice = "It looks like a model of two dates: detect-change (detect_change) runs it over a pair."
+        else:
+            advice = f"Choose them: {'--from-bands and --to-bands' if rasters == 2 else '--bands'}, by number or name."
         raise BandCountError(
-            f"{definition.source} takes {wish} (ExtractBands {list(bands)}); the rasters have {band_count} band(s) "
-            "each. Give rasters with just those bands, for instance made with: rio stack IN.tif --bidx 1,2,3 -o OUT.tif"
+            f"{definition.source} takes {wish} (ExtractBands {list(bands)}); "
+            f"{'the rasters have' if rasters == 2 else 'the raster has'} {band_count} band(s)"
+            f"{' each' if rasters == 2 else ''}. {advice}"
         )
     if definition.native.input == "pair" and rasters == 1:
         raise ModelDefinitionError(f"{definition.source} takes a pair of rasters (GeodlDask input), and one is given.")
