@@ -5,10 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import socket
 from collections.abc import Sequence
 
+import dask
 from dask.system import CPU_COUNT
+from dask.utils import parse_timedelta
 from distributed import Client, Worker, WorkerPlugin
+from distributed.comm.addressing import parse_address, parse_host_port
+from distributed.comm.registry import get_backend
 
 from .errors import RequestError
 
@@ -31,6 +36,7 @@ def connect(cluster: str = "local", *, workers: int | None = None, gpus: Sequenc
         if workers is not None or gpus:
             raise RequestError(f"The scheduler at {cluster} has its own workers and GPUs. Leave workers and gpus out.")
         try:
+            _knock(cluster)
             return Client(cluster)
         except (OSError, ValueError, TypeError) as error:  # TypeError: tls without certificates
             raise RequestError(f"No Dask scheduler can be reached at {cluster}: {error}. Does it run?") from error
@@ -54,6 +60,19 @@ def connect(cluster: str = "local", *, workers: int | None = None, gpus: Sequenc
     if gpus:
         client.register_plugin(_OneGpuEach(tuple(gpus)))
     return client
+
+
+def _knock(address: str) -> None:
+    """Raise ValueError or OSError for an address where nobody can listen, or nobody does.
+
+    A client that fails to connect goes on trying when it is thrown away, and may then lock up the process
+    (distributed 2026.8).
+    """
+    scheme, location = parse_address(address)
+    get_backend(scheme)
+    if scheme in ("tcp", "tls"):
+        timeout_s = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
+        socket.create_connection(parse_host_port(location), timeout=timeout_s).close()
 
 
 class _OneGpuEach(WorkerPlugin):
