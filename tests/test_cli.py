@@ -144,7 +144,7 @@ ASKED_WRONGLY = {
     "broken .emd": ({"model": "broken"}, (), "broken.emd"),
     "broken JSON text": ({"model": '{"ImageHeight": 16,'}, (), "JSON"),
     "chunks of nothing": ({}, ("--chunks", "0"), "chunks"),
-    "chunks of no number": ({}, ("--chunks", "big"), "'big' is neither a number of pixels nor auto"),
+    "chunks of no number": ({}, ("--chunks", "big"), "'big' is neither a number of pixels above 0 nor auto"),
     "no workers": ({}, ("--workers", "0"), "0 is not in the range"),
     "unknown runner": ({}, ("--runner", "arcgis"), "'arcgis' is not one of"),
     "unknown option": ({}, ("--tile", "512"), "No such option"),
