@@ -48,10 +48,11 @@ def settings_of_the_command_end_with_it(monkeypatch):
 
 @pytest.fixture
 def heeding_interrupts():
-    """Tests that run in the background of a shell are started deaf to interrupts, and so would be what they start."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Tests that run in the background, or under nohup, are started deaf, and so would be what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in zip((signal.SIGINT, signal.SIGHUP), before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
