@@ -11,9 +11,10 @@ import json
 import re
 from pathlib import Path
 
+from .cache import cache_folder, keep
 from .ecd import Ecd, EcdError, EcdFile, check_reference, extract, model_definition, read_ecd
 from .errors import ModelDefinitionError, ModelPackageError
-from .package import PackageLimits, cache_folder, keep
+from .package import PackageLimits
 
 
 def open_ecd(path: Path) -> tuple[str, Path]:

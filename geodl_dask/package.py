@@ -1,14 +1,7 @@
 """Safe unpacking of model packages (``.dlpk``) into a content-addressed cache.
 
-A package is untrusted. Every member is judged before the first byte is written, bytes are counted
-as they are inflated, and a package appears in the cache whole or not at all::
-
-    <cache>/packages/<sha256 of the file, 32 digits>/complete.json    its members; written last
-                                                     content/         its files
-
-What is taken out of an ``.ecd`` is kept in the same way.
-
-``GEODL_DASK_CACHE`` names the cache folder. Nobody else should be able to write there: code may run from it.
+A package is untrusted. Every member is judged before the first byte is written, bytes are counted as they are inflated,
+and nothing is written anywhere but into the package's folder of the cache.
 """
 
 from __future__ import annotations
@@ -18,33 +11,29 @@ import functools
 import hashlib
 import importlib
 import io
-import json
 import os
 import re
-import shutil
 import stat
 import struct
-import tempfile
 import threading
-import time
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import IO, Any, Literal
 
+from .cache import cache_folder, keep
 from .errors import MissingDependencyError, ModelPackageError
 
 GIB = 2**30
 RATIO_FREE_BYTES = GIB // 4
 """Inflated bytes that any package may have, however well it is compressed."""
 LONGEST_NAME_BYTES, LONGEST_PART_BYTES, DEEPEST_PARTS = 1024, 255, 32
-_COPY_BYTES, _7Z_ENTRY_BYTES, _ABANDONED_AFTER_S = 2**20, 160, 24 * 3600
+_COPY_BYTES, _7Z_ENTRY_BYTES = 2**20, 160
 _PY7ZR_LIMITS = threading.Lock()
-_CONTENT, _MARKER, _PARTIAL = "content", "complete.json", ".partial-"
 _IGNORED_FOLDERS = {"esriinfo", "__macosx"}
 _SPECIAL_FILES = {stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}
 _WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
@@ -145,17 +134,6 @@ def open_package(path: str | os.PathLike[str], limits: PackageLimits | None = No
         ) from error
 
 
-def keep(place: Path, fill: Callable[[Path], Iterable[str]]) -> Path:
-    """The folder with what ``fill`` makes, kept in the cache at ``place``; fills it unless it is there, whole.
-
-    fill : makes the folder that it is handed, and returns the relative names of the files in it.
-    Safe to call from many processes at once. Raises what ``fill`` does, and OSError.
-    """
-    if not _is_complete(place):
-        _fill(place, fill)
-    return place / _CONTENT
-
-
 def find_definition(folder: Path) -> Path:
     """The one ``.emd`` of a folder: at its root, else anywhere below, ``esriinfo`` and ``__MACOSX`` left out.
 
@@ -174,65 +152,10 @@ def find_definition(folder: Path) -> Path:
     raise ModelPackageError(f"{folder} holds several model definitions: {listed}. Give the path of the one to use.")
 
 
-def cache_folder() -> Path:
-    """Absolute folder that geodl_dask may keep things in that can be made again."""
-    if chosen := os.environ.get("GEODL_DASK_CACHE"):
-        return Path(chosen).absolute()
-    variable, fallback = ("LOCALAPPDATA", "AppData/Local") if os.name == "nt" else ("XDG_CACHE_HOME", ".cache")
-    base = Path(os.environ.get(variable, ""))
-    if not base.is_absolute():  # so says the XDG specification
-        try:
-            base = Path.home() / fallback
-        except RuntimeError as error:
-            raise ModelPackageError("There is no home folder to unpack into; set GEODL_DASK_CACHE.") from error
-    return base / "geodl_dask"
-
-
 def _sniff(head: bytes) -> Literal["zip", "7z"] | None:
     if head.startswith(b"PK"):
         return "zip"
     return "7z" if head == b"7z\xbc\xaf\x27\x1c" else None
-
-
-def _is_complete(place: Path) -> bool:
-    """Whether the package was unpacked whole, and no cleaner of old files has been at it since."""
-    try:
-        names = json.loads((place / _MARKER).read_text(encoding="utf-8"))
-        return all((place / _CONTENT / name).is_file() for name in names)
-    except (OSError, ValueError, TypeError):
-        return False
-
-
-def _fill(place: Path, fill: Callable[[Path], Iterable[str]]) -> None:
-    """Fill a sibling of ``place``, then give it that name; a twin that was faster is fine."""
-    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _sweep(place.parent)
-    partial = Path(tempfile.mkdtemp(prefix=place.name + _PARTIAL, dir=place.parent))
-    try:
-        names = list(fill(partial / _CONTENT))
-        (partial / _MARKER).write_text(json.dumps(names), encoding="utf-8")
-        try:
-            partial.rename(place)
-        except OSError:
-            if not _is_complete(place):
-                _mend(partial, place, names)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _mend(partial: Path, place: Path, names: Iterable[str]) -> None:
-    """Put back what is missing, file by file, so that a process at work in ``place`` never misses one."""
-    for name in [*(f"{_CONTENT}/{name}" for name in names), _MARKER]:
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (partial / name).replace(place / name)
-
-
-def _sweep(packages: Path) -> None:
-    """Remove what killed processes left half unpacked, a day ago or longer."""
-    for path in packages.glob(f"*{_PARTIAL}*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def _unpack_zip(file: _GuardedReader, into: Path, meter: _Meter, limits: PackageLimits) -> list[str]:

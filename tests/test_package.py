@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geodl_dask import package as package_module
+from geodl_dask.cache import cache_folder
 from geodl_dask.errors import MissingDependencyError, ModelPackageError
-from geodl_dask.package import PackageLimits, cache_folder, find_definition, is_package, open_package
+from geodl_dask.package import PackageLimits, find_definition, is_package, open_package
 
 SEVEN_ZIP_MAGIC = b"7z\xbc\xaf\x27\x1c"
 EMD = b"{}"
