@@ -2,9 +2,9 @@
 
     python benchmarks/huge.py [--side 200000] [--blocks 3000] [--workers 2]
 
-A virtual mosaic (VRT) of one GeoTIFF laid out again and again stands for each date; of the pair some thousand blocks, whole
-rows of them in the middle, are computed. The model is as cheap as can be, the threshold of a difference, so that memory
-and reading are what is seen. The floor is an idle worker that has imported what the run imports.
+A virtual mosaic (VRT) of one GeoTIFF laid out again and again stands for each date; of the pair some thousand blocks,
+whole rows of them in the middle, are computed. The model is as cheap as can be, the threshold of a difference, so that
+memory and reading are what is seen. The floor is an idle worker that has imported what the run imports.
 """
 
 from __future__ import annotations
