@@ -21,7 +21,8 @@ from rasterio.warp import reproject
 
 from geodl_dask.errors import GridMismatchError
 from geodl_dask.rasters import arrays_of, open_pair, open_raster, request_grid
-from geodl_dask.rasters.grids import shrink_factor, whole_pixel_offset
+from geodl_dask.rasters.grids import whole_pixel_offset
+from geodl_dask.rasters.overlap import shrink_factor
 from geodl_dask.rasters.placing import find_move, move_raster
 from geodl_dask.tiling import Window
 

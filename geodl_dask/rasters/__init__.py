@@ -7,7 +7,8 @@ graph (`RasterArray`).
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,15 +17,16 @@ import numpy as np
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
-from ..errors import BandCountError, GridMismatchError, RasterInputError
+from ..errors import BandCountError, GridMismatchError, RasterInputError, RasterReadError
 from .arrays import RasterArray, describe_array
 from .bands import Bands
 from .files import RasterFile, at_overview, open_file
-from .grids import Align, GridRequest, describe_grid, require_place, share_covered, shrink_factor, target_grid
+from .grids import Align, GridRequest, describe_grid, require_place, target_grid
 from .mask import POLYGON_SUFFIXES, open_polygons
+from .overlap import nearest_turn, share_covered, shrink_factor
 from .placing import find_move, move_raster
 from .sources import find_source
-from .warping import Warp
+from .warping import OVERVIEW_METHODS, TILE_SOURCE_LIMIT, Warp
 from .windows import Chunks, WindowedRaster, chunked
 from .zarr_raster import open_store
 
@@ -94,18 +96,13 @@ def request_grid(options: GridOptions) -> GridRequest:
             f"There is no keyword {unknown[0]!r}; of the grid can be said: {', '.join(GridOptions.__annotations__)}."
         )
     like, snap, cell_size, extent = (options.get(name) for name in ("like", "snap_raster", "cell_size", "extent"))
-    if isinstance(cell_size, int | float):
+    if isinstance(cell_size, Real) and not isinstance(cell_size, bool):
         cell_size = (cell_size, cell_size)
-    elif _is_raster(cell_size):
-        resolution = _grid_of(cell_size, "cell_size").resolution
-        cell_size = (abs(resolution.x), abs(resolution.y))
-    if _is_raster(extent):
-        extent = tuple(_grid_of(extent, "extent").boundingbox.bbox)
     return GridRequest(
         like=None if like is None else _grid_of(like, "like"),
         output_crs=options.get("output_crs"),
-        cell_size=None if cell_size is None else _numbers(cell_size, 2, "cell_size"),
-        extent=None if extent is None else _numbers(extent, 4, "extent"),
+        cell_size=_numbers_or_grid(cell_size, 2, "cell_size"),
+        extent=_numbers_or_grid(extent, 4, "extent"),
         snap=None if snap is None else _grid_of(snap, "snap_raster"),
         align=options.get("align", "warp"),
         resampling=options.get("resampling", "bilinear"),
@@ -173,9 +170,21 @@ def _stack(rasters: dict[str, Raster], request: GridRequest, mask: Any) -> Raste
     """Rasters, by their role, on the grid that was asked for."""
     first = next(iter(rasters.values()))
     grid = target_grid(first.grid, request)
-    moved = [_onto(raster, role, grid, request) for role, raster in rasters.items()]
+    for role, raster in list(rasters.items())[1:]:
+        if not share_covered(nearest_turn(raster.grid, first.grid), first.grid):
+            raise GridMismatchError(
+                f"{role} {raster.name} does not overlap from_raster {first.name}. It is {describe_grid(raster.grid)}; "
+                f"from_raster is {describe_grid(first.grid)}. Are both CRS right?"
+            )
+    moved = [_onto(_turned(raster, grid), role, grid, request) for role, raster in rasters.items()]
     wanted, account = (None, ()) if mask is None else _open_mask(mask, grid)
     return RasterStack(tuple(raster for raster, _ in moved), wanted, (*(said for _, said in moved), *account))
+
+
+def _turned(raster: Any, grid: GeoBox) -> Any:
+    """A raster whose degrees are counted as the grid lies: 0 to 360, or -180 to 180."""
+    turned = nearest_turn(raster.grid, grid)
+    return raster if turned == raster.grid else replace(raster, grid=turned)
 
 
 def _onto(raster: Raster, role: str, grid: GeoBox, request: GridRequest) -> tuple[Raster, str]:
@@ -186,26 +195,49 @@ def _onto(raster: Raster, role: str, grid: GeoBox, request: GridRequest) -> tupl
             f"{role} {raster.name} does not overlap the output. It is {describe_grid(raster.grid)}; the output is "
             f"{describe_grid(grid)}. Are both CRS right?"
         )
-    source: Raster = raster
-    level = ""
-    if isinstance(raster, RasterFile) and request.resampling != "nearest":
-        source = coarser = at_overview(raster, min(shrink_factor(raster.grid, grid)))
-        level = "" if coarser is raster else f" from overview {coarser.overview}"
-    move = find_move(source.grid, grid, request.resampling)
-    if isinstance(move, Warp) and request.align == "strict":
-        raise GridMismatchError(
-            f"{role} {raster.name} is {describe_grid(raster.grid)}; the output is {describe_grid(grid)}, and align is "
-            "strict. Allow warping (--align warp), or pass --like (like=) to choose the grid."
-        )
+    source, move = raster, find_move(raster.grid, grid, request.resampling)
+    if isinstance(move, Warp):
+        _require_warpable(raster, role, grid, request)
+        if isinstance(raster, RasterFile) and request.resampling in OVERVIEW_METHODS:
+            source = at_overview(raster, min(move.shrink_yx))
+            move = find_move(source.grid, grid, request.resampling)
+        _require_small_tiles(source, role, move)
     what = f"{raster.kind}, {len(raster.band_names)} band(s) of {raster.dtype}"
     said = [f"{role} {raster.name}: {what}", describe_grid(raster.grid)]
+    if source is not raster:
+        said.append(f"read from overview {source.overview}")
     if isinstance(move, Warp):
-        said.append(f"warped to the output's grid{level}, {request.resampling}")
+        said.append(f"warped to the output's grid, {request.resampling}")
     elif move:
         said.append("cut to the output's grid")
     if share < 1 - 1e-6:
         said.append(f"covers {share:.1%} of the output; the rest is nodata")
     return move_raster(source, move), ", ".join(said)
+
+
+def _require_warpable(raster: Raster, role: str, grid: GeoBox, request: GridRequest) -> None:
+    if request.align == "strict":
+        raise GridMismatchError(
+            f"{role} {raster.name} is {describe_grid(raster.grid)}; the output is {describe_grid(grid)}, and align is "
+            "strict. Allow warping (--align warp), or pass --like (like=) to choose the grid."
+        )
+    if request.resampling == "sum" and np.issubdtype(raster.dtype, np.integer):
+        raise GridMismatchError(
+            f"{role} {raster.name} has pixels of {raster.dtype}, and resampling is sum, whose values do not fit that "
+            "type. Use another method, such as average (--resampling), or a raster of real numbers."
+        )
+
+
+def _require_small_tiles(source: Raster, role: str, move: Any) -> None:
+    """A tile's source window is read in one piece."""
+    if not isinstance(move, Warp) or move.tile_source_px * len(source.band_names) <= TILE_SOURCE_LIMIT:
+        return
+    rows, cols = move.shrink_yx
+    raise RasterReadError(
+        f"{role} {source.name} has {rows:.4g} x {cols:.4g} pixels (rows x columns) in one of the output's, too many to "
+        f"read for {move.resampling}. Make overviews (rio overview --build auto FILE) and use one of "
+        f"{', '.join(sorted(OVERVIEW_METHODS))} (--resampling), pass a coarser copy, or choose a smaller cell size."
+    )
 
 
 def _open_mask(mask: Any, grid: GeoBox) -> tuple[Raster, tuple[str]]:
@@ -218,10 +250,6 @@ def _open_mask(mask: Any, grid: GeoBox) -> tuple[Raster, tuple[str]]:
     return moved, (account,)
 
 
-def _is_raster(given: Any) -> bool:
-    return isinstance(given, str | os.PathLike | xr.DataArray | xr.Dataset)
-
-
 def _grid_of(raster: Any, role: str) -> GeoBox:
     if not isinstance(raster, GeoBox):
         return open_raster(raster, role).grid
@@ -229,7 +257,11 @@ def _grid_of(raster: Any, role: str) -> GeoBox:
     return raster
 
 
-def _numbers(given: Any, count: int, what: str) -> Any:
+def _numbers_or_grid(given: Any, count: int, what: str) -> Any:
+    if given is None:
+        return None
+    if isinstance(given, str | os.PathLike | xr.DataArray | xr.Dataset | GeoBox):
+        return _grid_of(given, what)
     try:
         numbers = tuple(float(each) for each in given)
     except (TypeError, ValueError):

@@ -14,13 +14,14 @@ from odc.geo.geom import point
 from rasterio.enums import Resampling
 
 from ..errors import GridMismatchError, RasterInputError
+from .overlap import same_crs
 
 Align = Literal["warp", "strict"]
 
 GRID_TOLERANCE_PX = 1e-3
 """Two grids are one where no corner is further apart than this, pixels."""
-SAMPLES = 17
-"""Points along each side of a window by which its place on another grid is found."""
+MOST_PIXELS = 2**45
+"""A grid of more than this (3,500 times 100,000 x 100,000) is taken for a mistake."""
 RESAMPLING = tuple(each.name for each in Resampling if each is not Resampling.gauss)
 """Those of GDAL's warper."""
 
@@ -33,10 +34,10 @@ class GridRequest:
     """The grid to start from in the place of the from raster's."""
     output_crs: str | None = None
     """CRS as PROJ reads it: ``EPSG:32633``, WKT."""
-    cell_size: tuple[float, float] | None = None
-    """Width and height of a pixel in units of the output's CRS."""
-    extent: tuple[float, float, float, float] | None = None
-    """xmin, ymin, xmax, ymax in the output's CRS; widened to whole pixels."""
+    cell_size: tuple[float, float] | GeoBox | None = None
+    """Width and height of a pixel in units of the output's CRS, or the grid in that CRS whose pixels are meant."""
+    extent: tuple[float, float, float, float] | GeoBox | None = None
+    """xmin, ymin, xmax, ymax in the output's CRS, or the grid whose extent is meant; widened to whole pixels."""
     snap: GeoBox | None = None
     """The grid whose pixel corners the result's fall on."""
     align: Align = "warp"
@@ -49,9 +50,9 @@ class GridRequest:
             raise GridMismatchError(f"align is {self.align!r}; {' or '.join(get_args(Align))} is needed.")
         if self.resampling not in RESAMPLING:
             raise GridMismatchError(f"resampling is {self.resampling!r}; one of {', '.join(RESAMPLING)} is needed.")
-        if self.cell_size is not None and not all(math.isfinite(side) and side > 0 for side in self.cell_size):
+        if isinstance(self.cell_size, tuple) and not all(math.isfinite(side) and side > 0 for side in self.cell_size):
             raise GridMismatchError(f"The cell size is {self.cell_size}; lengths above 0 are needed.")
-        if self.extent is not None:
+        if isinstance(self.extent, tuple):
             xmin, ymin, xmax, ymax = self.extent
             if not all(map(math.isfinite, self.extent)) or xmin >= xmax or ymin >= ymax:
                 raise GridMismatchError(
@@ -64,8 +65,7 @@ def target_grid(from_grid: GeoBox, request: GridRequest) -> GeoBox:
     """The grid of the result: the from raster's, or what was asked for. Raises GridMismatchError."""
     base = request.like or from_grid
     if request.output_crs is not None:
-        crs = _parse_crs(request.output_crs)
-        base = base if same_crs(crs, base.crs) else base.to_crs(crs)
+        base = _in_crs(base, _parse_crs(request.output_crs))
     if request.cell_size is None and request.extent is None and request.snap is None:
         return base
     if not base.axis_aligned:
@@ -73,14 +73,55 @@ def target_grid(from_grid: GeoBox, request: GridRequest) -> GeoBox:
             "The from raster's grid is rotated, so cell size, extent and snap raster do not say which grid is meant. "
             "Hand over the whole grid with like=, or leave them out."
         )
-    width, height = request.cell_size or (abs(base.resolution.x), abs(base.resolution.y))
-    bounds = request.extent or tuple(base.boundingbox.bbox)
+    width, height = _cell_size(request.cell_size or base, base.crs)
+    bounds = _bounds(request.extent or base, base.crs)
     corner = _corner_in(request.snap, base.crs) if request.snap else (base.boundingbox.left, base.boundingbox.top)
     left, right = _widened(bounds[0], bounds[2], corner[0], width)
     bottom, top = _widened(bounds[1], bounds[3], corner[1], height)
-    columns, rows = right - left, top - bottom
+    _require_size(top - bottom, right - left)
     transform = Affine(width, 0, corner[0] + left * width, 0, -height, corner[1] + top * height)
-    return GeoBox((rows, columns), transform, base.crs)
+    return GeoBox((top - bottom, right - left), transform, base.crs)
+
+
+def _in_crs(grid: GeoBox, crs: CRS) -> GeoBox:
+    """A grid of square pixels in another CRS over the same ground."""
+    if same_crs(crs, grid.crs):
+        return grid
+    if not (crs.projected or crs.geographic):
+        raise GridMismatchError(f"The output CRS {crs} is neither projected nor geographic; one that is, is needed.")
+    try:
+        moved = grid.to_crs(crs)
+    except (ValueError, ArithmeticError) as error:
+        raise GridMismatchError(f"The from raster cannot be placed in {crs}: {error}. Give an extent in it.") from error
+    _require_size(*moved.shape)
+    return moved
+
+
+def _require_size(rows: int, columns: int) -> None:
+    if not (0 < rows < 2**31 and 0 < columns < 2**31 and rows * columns <= MOST_PIXELS):
+        raise GridMismatchError(
+            f"The output would have {rows:,} x {columns:,} pixels, which is taken for a mistake. Give an extent "
+            "(--extent, extent=) or a larger cell size, in the units of the output's CRS."
+        )
+
+
+def _cell_size(given: tuple[float, float] | GeoBox, crs: CRS | None) -> tuple[float, float]:
+    if isinstance(given, tuple):
+        return given
+    if not same_crs(given.crs, crs):
+        raise GridMismatchError(
+            f"The cell size is taken from a raster in {given.crs}, and the output is in {crs}. Give it as a number."
+        )
+    return abs(given.resolution.x), abs(given.resolution.y)
+
+
+def _bounds(given: tuple[float, float, float, float] | GeoBox, crs: CRS | None) -> tuple[float, float, float, float]:
+    if isinstance(given, tuple):
+        return given
+    box = given.boundingbox if crs is None or same_crs(given.crs, crs) else given.extent.to_crs(crs).boundingbox
+    if not all(map(math.isfinite, box.bbox)):
+        raise GridMismatchError(f"The extent of a raster in {given.crs} has no place in {crs}. Give it as numbers.")
+    return box.left, box.bottom, box.right, box.top
 
 
 def require_place(grid: GeoBox, name: str) -> None:
@@ -113,51 +154,6 @@ def whole_pixel_offset(source: GeoBox, target: GeoBox) -> tuple[int, int] | None
     return int(offset[1]), int(offset[0])
 
 
-def share_covered(source: GeoBox, target: GeoBox) -> float:
-    """How much of ``target`` lies inside ``source``, 0 to 1."""
-    if same_crs(source.crs, target.crs):
-        ours, theirs = target.extent, source.extent.assign_crs(target.crs)
-    else:
-        ours, theirs = target.geographic_extent, source.geographic_extent
-    share = float((ours & theirs).area / ours.area) if ours.is_valid and theirs.is_valid else 0.0
-    if share or same_crs(source.crs, target.crs):
-        return min(share, 1.0)
-    # Outlines break where they run round a pole or over the edge of the world; points do not.
-    rows, cols = _pixels_of(source, target)
-    return float(np.mean((rows > 0) & (rows < source.shape.y) & (cols > 0) & (cols < source.shape.x)))
-
-
-def shrink_factor(source: GeoBox, target: GeoBox) -> tuple[float, float]:
-    """Pixels of ``source`` along y and x in one of ``target``, in the middle of the ground that both cover."""
-    rows, cols = _pixels_of(source, target)
-    inside = (rows >= 0) & (rows <= source.shape.y) & (cols >= 0) & (cols <= source.shape.x)
-    steps = [np.hypot(np.diff(rows, axis=axis), np.diff(cols, axis=axis)) for axis in (0, 1)]
-    spans = (target.shape.y / (SAMPLES - 1), target.shape.x / (SAMPLES - 1))
-    near = [inside[1:] & inside[:-1], inside[:, 1:] & inside[:, :-1]]
-    factors = [
-        float(np.median(step[both] if both.any() else step[np.isfinite(step)])) / span
-        for step, both, span in zip(steps, near, spans, strict=True)
-    ]
-    return factors[0], factors[1]
-
-
-def bounds_on(source: GeoBox, target: GeoBox) -> tuple[float, float, float, float] | None:
-    """First and last row and column of ``source``, as real numbers, under ``target``; None where it lies nowhere."""
-    rows, cols = _pixels_of(source, target)
-    known = np.isfinite(rows) & np.isfinite(cols)
-    if not known.any():
-        return None
-    rows, cols = rows[known], cols[known]
-    return float(rows.min()), float(rows.max()), float(cols.min()), float(cols.max())
-
-
-def same_crs(ours: CRS | None, theirs: CRS | None) -> bool:
-    """Whether two CRS place a coordinate alike, whatever their texts."""
-    if ours is None or theirs is None:
-        return ours is theirs
-    return bool(ours == theirs or ours.proj.equals(theirs.proj, ignore_axis_order=True))
-
-
 def describe_grid(grid: GeoBox) -> str:
     """Shape, pixel size, CRS and bounds, for messages."""
     bounds = ", ".join(f"{value:.10g}" for value in grid.boundingbox.bbox)
@@ -169,31 +165,11 @@ def describe_grid(grid: GeoBox) -> str:
     )
 
 
-def _pixels_of(source: GeoBox, target: GeoBox) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of ``source``, (SAMPLES, SAMPLES) real numbers, of points spread evenly over ``target``.
-
-    Infinite where a point lies outside the other CRS.
-    """
-    rows, cols = np.meshgrid(*(np.linspace(0, length, SAMPLES) for length in target.shape), indexing="ij")
-    x, y = _apply(target.transform, cols, rows)
-    if source.crs is not None and target.crs is not None and not same_crs(source.crs, target.crs):
-        x, y = target.crs.transformer_to_crs(source.crs)(x, y)
-    cols, rows = _apply(~source.transform, x, y)
-    return rows, cols
-
-
-def _apply(transform: Affine, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    with np.errstate(invalid="ignore"):  # of points that are nowhere
-        return (
-            transform.a * x + transform.b * y + transform.c,
-            transform.d * x + transform.e * y + transform.f,
-        )
-
-
 def _widened(low: float, high: float, anchor: float, step: float) -> tuple[int, int]:
     """The range in whole steps from ``anchor`` that covers it."""
-    first = math.floor((low - anchor) / step + GRID_TOLERANCE_PX)
-    return first, max(math.ceil((high - anchor) / step - GRID_TOLERANCE_PX), first + 1)
+    tolerance = min(GRID_TOLERANCE_PX, (high - low) / step / 2)
+    first = math.floor((low - anchor) / step + tolerance)
+    return first, max(math.ceil((high - anchor) / step - tolerance), first + 1)
 
 
 def _corner_in(grid: GeoBox, crs: CRS | None) -> tuple[float, float]:

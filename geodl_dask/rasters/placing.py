@@ -10,7 +10,8 @@ from odc.geo.geobox import GeoBox
 
 from ..tiling import Window
 from .arrays import RasterArray
-from .grids import shrink_factor, whole_pixel_offset
+from .grids import whole_pixel_offset
+from .overlap import shrink_factor
 from .warping import Warp
 from .windows import WindowedRaster, shared_slices
 

@@ -21,11 +21,15 @@ from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 
 from ..tiling import Window
-from .grids import bounds_on
+from .overlap import bounds_on
 from .windows import CANONICAL_TILE_PX, WindowedRaster, canonical_tiles, shared_slices
 
 KERNEL_RADIUS_PX = {"nearest": 1, "bilinear": 1, "cubic": 2, "cubic_spline": 2, "lanczos": 3}
 """How far each method looks, source pixels; the others look at the target pixel's own ground."""
+OVERVIEW_METHODS = {"bilinear", "cubic", "cubic_spline", "lanczos", "average"}
+"""Those for which an overview, whose pixels are means, is as good as what it was made from."""
+TILE_SOURCE_LIMIT = 2**27
+"""A canonical tile may be made from so many pixels, counted in all bands."""
 TRANSFORM_TOLERANCE_PX = 1e-3
 """How exact GDAL is about where a pixel comes from."""
 AT_ONCE_PX = 2**25
@@ -41,7 +45,12 @@ class Warp:
     resampling: str
     """By rasterio's names."""
     shrink_yx: tuple[float, float]
-    """Source pixels in one of the grid's; GDAL would guess it anew for every window."""
+    """Source pixels, along the source's rows and columns, in one of the grid's; GDAL would guess it for every window."""
+
+    @property
+    def tile_source_px(self) -> float:
+        """About how many source pixels, of one band, a canonical tile is made from."""
+        return float(CANONICAL_TILE_PX**2 * np.prod(np.maximum(self.shrink_yx, 1)))
 
     def source_window(self, source: GeoBox, tile: Window) -> Window | None:
         """The pixels of ``source`` that the tile is made of; None where there are none."""
