@@ -83,16 +83,27 @@ def target_grid(from_grid: GeoBox, request: GridRequest) -> GeoBox:
     return GeoBox((top - bottom, right - left), transform, base.crs)
 
 
+def _name_of(crs: CRS | None) -> str:
+    if crs is None:
+        return "no CRS"
+    epsg = crs.to_epsg()
+    return f"EPSG:{epsg}" if epsg else str(crs.proj.name)
+
+
 def _in_crs(grid: GeoBox, crs: CRS) -> GeoBox:
     """A grid of square pixels in another CRS over the same ground."""
     if same_crs(crs, grid.crs):
         return grid
     if not (crs.projected or crs.geographic):
-        raise GridMismatchError(f"The output CRS {crs} is neither projected nor geographic; one that is, is needed.")
+        raise GridMismatchError(
+            f"The output CRS {_name_of(crs)} is neither projected nor geographic; one that is, is needed."
+        )
     try:
         moved = grid.to_crs(crs)
     except (ValueError, ArithmeticError) as error:
-        raise GridMismatchError(f"The from raster cannot be placed in {crs}: {error}. Give an extent in it.") from error
+        raise GridMismatchError(
+            f"The from raster cannot be placed in {_name_of(crs)}: {error}. Give an extent in it."
+        ) from error
     _require_size(*moved.shape)
     return moved
 
@@ -110,7 +121,7 @@ def _cell_size(given: tuple[float, float] | GeoBox, crs: CRS | None) -> tuple[fl
         return given
     if not same_crs(given.crs, crs):
         raise GridMismatchError(
-            f"The cell size is taken from a raster in {given.crs}, and the output is in {crs}. Give it as a number."
+            f"The cell size is taken from a raster in {_name_of(given.crs)}, and the output is in {_name_of(crs)}. Give it as a number."
         )
     return abs(given.resolution.x), abs(given.resolution.y)
 
@@ -120,7 +131,9 @@ def _bounds(given: tuple[float, float, float, float] | GeoBox, crs: CRS | None) 
         return given
     box = given.boundingbox if crs is None or same_crs(given.crs, crs) else given.extent.to_crs(crs).boundingbox
     if not all(map(math.isfinite, box.bbox)):
-        raise GridMismatchError(f"The extent of a raster in {given.crs} has no place in {crs}. Give it as numbers.")
+        raise GridMismatchError(
+            f"The extent of a raster in {_name_of(given.crs)} has no place in {_name_of(crs)}. Give it as numbers."
+        )
     return box.left, box.bottom, box.right, box.top
 
 
@@ -157,11 +170,9 @@ def whole_pixel_offset(source: GeoBox, target: GeoBox) -> tuple[int, int] | None
 def describe_grid(grid: GeoBox) -> str:
     """Shape, pixel size, CRS and bounds, for messages."""
     bounds = ", ".join(f"{value:.10g}" for value in grid.boundingbox.bbox)
-    epsg = grid.crs.to_epsg() if grid.crs else None
-    crs = f"EPSG:{epsg}" if epsg else grid.crs.proj.name if grid.crs else "no CRS"
     return (
         f"{grid.shape[0]} x {grid.shape[1]} pixels (rows x columns) of {grid.resolution.x:.6g} x "
-        f"{abs(grid.resolution.y):.6g}, {crs}, bounds ({bounds})"
+        f"{abs(grid.resolution.y):.6g}, {_name_of(grid.crs)}, bounds ({bounds})"
     )
 
 
