@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from servers import serving
 
 from geodl_dask.errors import RasterInputError, RasterNotFoundError, RasterReadError
 from geodl_dask.rasters import open_raster
+from geodl_dask.rasters.gdal import opened
 from geodl_dask.tiling import Window
 
 WINDOW = Window(5, 9, 40, 50)
@@ -205,6 +209,93 @@ def test_server_without_range_requests_is_refused(tmp_path, file):
         pytest.raises(RasterInputError, match=r"no range requests.* Download it"),
     ):
         open_raster(f"{site.url}/image.tif")
+
+
+# What a server may not do: have files of this machine read.
+
+
+def virtual(file: Path) -> str:
+    return as_xml(file).strip()
+
+
+def virtual_of_raw_bytes(_: Path) -> str:
+    return (
+        '<VRTDataset rasterXSize="10" rasterYSize="10"><SRS>EPSG:32633</SRS><GeoTransform>0,1,0,0,0,-1</GeoTransform>'
+        '<VRTRasterBand dataType="Byte" band="1" subClass="VRTRawRasterBand"><SourceFilename relativeToVRT="0">'
+        "/etc/passwd</SourceFilename><PixelOffset>1</PixelOffset><LineOffset>10</LineOffset></VRTRasterBand>"
+        "</VRTDataset>"
+    )
+
+
+def tile_index(file: Path) -> str:
+    return Path(as_tile_index_xml(file)).read_text()
+
+
+EVIL = [virtual, virtual_of_raw_bytes, tile_index]
+
+
+@pytest.mark.parametrize("name", ["evil.vrt", "evil.tif", "evil.xml"])
+@pytest.mark.parametrize("write", EVIL, ids=lambda write: write.__name__)
+def test_document_of_a_server_reads_no_files_of_this_machine(tmp_path, file, write, name):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / name).write_text(write(file))
+    with serving(("files", tmp_path / "site")) as site:
+        for text in (f"{site.url}/{name}", f"/vsicurl/{site.url}/{name}", f"zip+{site.url}/{name}"):
+            with pytest.raises(RasterInputError, match=r"download it, look|cannot be opened as a raster"):
+                open_raster(text)
+        with pytest.raises(RasterInputError, match="download it, look at the names"):
+            open_raster(f"{site.url}/{name}")
+
+
+@pytest.mark.parametrize("assets", [1, 2])
+@pytest.mark.parametrize("is_local", [False, True])
+def test_item_leads_to_no_virtual_raster_of_a_server(tmp_path, file, assets, is_local):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "evil.tif").write_text(virtual(file))
+    with serving(("files", tmp_path / "site")) as site:
+        href = {"href": f"{site.url}/evil.tif", "roles": ["data"]}
+        item = {"type": "Feature", "assets": {f"a{at}": href for at in range(assets)}}
+        path = tmp_path / "site" / "item.json"
+        path.write_text(json.dumps(item))
+        with pytest.raises(RasterInputError, match="download it, look at the names"):
+            open_raster(path if is_local else f"{site.url}/item.json")
+
+
+def test_server_that_changes_its_file_reads_no_files_of_this_machine_on_a_worker(tmp_path, file):
+    (tmp_path / "site").mkdir()
+    shutil.copy(file, tmp_path / "site" / "image.tif")
+    with serving(("files", tmp_path / "site")) as site:
+        raster = open_raster(f"{site.url}/image.tif")
+        (tmp_path / "site" / "evil.tif").write_text(virtual(file))
+        with pytest.raises(RasterInputError, match="download it, look at the names"):
+            replace(raster, dataset=f"/vsicurl/{site.url}/evil.tif").read(WINDOW)
+
+
+@pytest.mark.parametrize("sidecar", [".msk", ".ovr"])
+def test_sidecar_of_a_server_is_a_raster_and_no_virtual_one(tmp_path, file, sidecar):
+    (tmp_path / "site").mkdir()
+    shutil.copy(file, tmp_path / "site" / "image.tif")
+    (tmp_path / "site" / f"image.tif{sidecar}").write_text(virtual(file))
+    with serving(("files", tmp_path / "site")) as site, pytest.raises(RasterInputError, match="download it, look"):
+        open_raster(f"{site.url}/image.tif")
+
+
+def test_mask_beside_a_file_of_a_server_is_obeyed(tmp_path, image):
+    with_external_mask(tmp_path / "image.tif", image, image[0] > 99)
+    with serving(("files", tmp_path)) as site:
+        assert_read_as(open_raster(f"{site.url}/image.tif"), tmp_path / "image.tif")
+
+
+# Settings of the user.
+
+
+def test_http_settings_of_the_user_are_left_alone(file, monkeypatch):
+    with rasterio.Env(GDAL_HTTP_MAX_RETRY="9"), opened(str(file)):
+        assert rasterio.env.getenv()["GDAL_HTTP_MAX_RETRY"] == "9"
+    monkeypatch.setenv("GDAL_HTTP_RETRY_DELAY", "7")
+    with opened(str(file)):
+        assert "GDAL_HTTP_RETRY_DELAY" not in rasterio.env.getenv()
+        assert "GDAL_HTTP_MAX_RETRY" in rasterio.env.getenv()
 
 
 # Folders and globs.

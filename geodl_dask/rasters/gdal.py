@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import rasterio
+import rasterio.errors
+from rasterio.env import ensure_env_with_credentials, getenv, hasenv
 
+from ..errors import RasterInputError
 from .network import TIMEOUT_S
 
 SETTINGS = {
@@ -24,9 +31,70 @@ DRIVERS = {
 }  # fmt: skip
 """What GDAL's names of formats mean, where they do not say it."""
 
+NETWORK = re.compile(r"/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)|(https?|ftp|s3|gs|az|oss)://", re.IGNORECASE)
+"""What in GDAL's name of a raster says that its bytes come over the network."""
+
+DESCRIBED_HERE = ("<", "WMS:", "WMTS:")
+"""How the user's own description of a layer begins, or ours; a description that a server hands out has a name."""
+
+SELF_CONTAINED = {
+    "AAIGrid", "AVIF", "BAG", "BIGGIF", "BMP", "COG", "DTED", "ECW", "EXR", "GIF", "GPKG", "GRIB", "GTiff", "HDF4",
+    "HDF4Image", "HDF5", "HDF5Image", "HEIF", "JP2ECW", "JP2KAK", "JP2MrSID", "JP2OpenJPEG", "JPEG", "JPEGXL",
+    "LIBERTIFF", "MBTiles", "MrSID", "netCDF", "PNG", "S102", "SRTMHGT", "USGSDEM", "WEBP",
+}  # fmt: skip
+"""Formats that hold their pixels. Others (VRT, GTI, STACIT, WMS, PDS, MRF, ...) name files, which may be this
+machine's."""
+
+SIDECARS = (".ovr", ".msk")
+"""Rasters that GDAL opens beside another, in any format."""
+
 
 @contextmanager
 def opened(dataset: str, **options: Any) -> Iterator[Any]:
-    """A rasterio dataset, open while the block lasts. Raises rasterio.errors.RasterioIOError."""
-    with rasterio.Env(**SETTINGS), rasterio.open(dataset, **options) as found:
-        yield found
+    """A rasterio dataset, open while the block lasts.
+
+    Raises rasterio.errors.RasterioIOError, or RasterInputError for a file of the network that is none that holds its
+    pixels.
+    """
+    own = getenv() if hasenv() else {}
+    settings = {name: value for name, value in SETTINGS.items() if name not in os.environ and name not in own}
+    if not NETWORK.search(dataset):
+        with rasterio.Env(**settings), rasterio.open(dataset, **options) as found:
+            yield found
+        return
+    with rasterio.Env(**settings, GDAL_VRT_RAWRASTERBAND_ALLOWED_SOURCE="NO"):
+        if dataset.startswith(DESCRIBED_HERE):
+            with rasterio.open(dataset, **options) as found:
+                yield found
+            return
+        with _open_self_contained(dataset, **options) as found:
+            for beside in found.files[1:]:
+                if beside.lower().endswith(SIDECARS):
+                    _require_self_contained(beside)
+            yield found
+
+
+@ensure_env_with_credentials  # as rasterio.open, which takes no list of drivers (1.4)
+def _open_self_contained(dataset: str, **options: Any) -> Any:
+    try:
+        return rasterio.DatasetReader(dataset, driver=_self_contained(), **options)
+    except rasterio.errors.RasterioIOError as error:
+        if "not recognized as being in a supported" not in str(error):
+            raise
+        raise RasterInputError(
+            f"{dataset} lies on the network and is in no format that holds its pixels, such as GeoTIFF. Of a server no "
+            "virtual raster, tile index or description of a layer is taken, for these may name files of this machine: "
+            "download it, look at the names in it, and hand over your copy."
+        ) from error
+
+
+def _require_self_contained(sidecar: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # it is nowhere
+        _open_self_contained(sidecar).close()
+
+
+@cache
+def _self_contained() -> list[str]:
+    with rasterio.Env() as env:
+        return sorted(SELF_CONTAINED & set(env.drivers()))
