@@ -45,12 +45,13 @@ def warped_by_gdal(path, grid: GeoBox, method: str = "nearest") -> tuple[np.ndar
         return warped.read(), warped.read_masks().all(axis=0)
 
 
+FINE_WORLD = box("EPSG:4326", -180, 90, 0.1, (1800, 3600))
 ROUND = {
-    "north pole": (WORLD, box("EPSG:3413", -4e6, 4e6, 20_000, (400, 400))),
-    "south pole": (WORLD, box("EPSG:3031", -5e5, 5e5, 4_000, (260, 260))),
-    "across 180 degrees": (WORLD, box("EPSG:32660", 166_000, 600_000, 3_000, (300, 300))),
-    "Mercator across 180 degrees": (WORLD, box("EPSG:3832", 2e6, 2e6, 10_000, (300, 400))),
-    "limb": (WORLD, box("+proj=ortho +lat_0=20 +lon_0=10 +ellps=WGS84", -7e6, 7e6, 40_000, (350, 350))),
+    "north pole": (FINE_WORLD, box("EPSG:3413", -4e6, 4e6, 20_000, (400, 400))),
+    "south pole": (FINE_WORLD, box("EPSG:3031", -5e5, 5e5, 4_000, (260, 260))),
+    "across 180 degrees": (FINE_WORLD, box("EPSG:32660", 166_000, 600_000, 3_000, (300, 300))),
+    "Mercator across 180 degrees": (FINE_WORLD, box("EPSG:3832", 2e6, 2e6, 10_000, (300, 400))),
+    "limb": (FINE_WORLD, box("+proj=ortho +lat_0=20 +lon_0=10 +ellps=WGS84", -7e6, 7e6, 40_000, (350, 350))),
     "polar to world": (box("EPSG:3413", -4e6, 4e6, 20_000, (400, 400)), WORLD),
 }
 

@@ -63,7 +63,7 @@ def shrink_factor(source: GeoBox, target: GeoBox) -> tuple[float, float]:
 def bounds_on(source: GeoBox, target: GeoBox) -> tuple[float, float, float, float] | None:
     """First and last row and column of ``source``, as real numbers, under ``target``; None where it lies nowhere.
 
-    All columns (rows) where the target lies across the edge of the source's world.
+    Nearly all columns where the target lies across the edge of the source's world, or round a pole.
     """
     whole = (0.0, float(target.shape.y), 0.0, float(target.shape.x))
     rows, cols = _pixels_of(source, target, whole, SAMPLES)
@@ -75,9 +75,9 @@ def bounds_on(source: GeoBox, target: GeoBox) -> tuple[float, float, float, floa
     if not known.any():
         return None
     ranges = []
-    for places, length in ((rows, source.shape.y), (cols, source.shape.x)):
+    for places in (rows, cols):
         found, step = places[known], margin * _typical_step(places)
-        ranges += [0.0, float(length)] if _is_torn(places) else [float(found.min()) - step, float(found.max()) + step]
+        ranges += [float(found.min()) - step, float(found.max()) + step]
     return ranges[0], ranges[1], ranges[2], ranges[3]
 
 
