@@ -121,8 +121,8 @@ def _cell_size(given: tuple[float, float] | GeoBox, crs: CRS | None) -> tuple[fl
         return given
     if not same_crs(given.crs, crs):
         raise GridMismatchError(
-            f"The cell size is taken from a raster in {_name_of(given.crs)}, and the output is in {_name_of(crs)}. Give "
-            "it as a number."
+            f"The cell size is taken from a raster in {_name_of(given.crs)}, and the output is in {_name_of(crs)}. "
+            "Give it as a number."
         )
     return abs(given.resolution.x), abs(given.resolution.y)
 
