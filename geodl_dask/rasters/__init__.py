@@ -23,7 +23,7 @@ from .bands import Bands
 from .files import RasterFile, at_overview, open_file
 from .grids import Align, GridRequest, describe_grid, require_place, target_grid
 from .mask import POLYGON_SUFFIXES, open_polygons
-from .overlap import nearest_turn, share_covered, shrink_factor
+from .overlap import nearest_turn, share_covered
 from .placing import find_move, move_raster
 from .sources import find_source
 from .warping import OVERVIEW_METHODS, TILE_SOURCE_LIMIT, Warp
@@ -195,17 +195,17 @@ def _onto(raster: Raster, role: str, grid: GeoBox, request: GridRequest) -> tupl
             f"{role} {raster.name} does not overlap the output. It is {describe_grid(raster.grid)}; the output is "
             f"{describe_grid(grid)}. Are both CRS right?"
         )
-    source, move = raster, find_move(raster.grid, grid, request.resampling)
+    source, move, level = raster, find_move(raster.grid, grid, request.resampling), None
     if isinstance(move, Warp):
         _require_warpable(raster, role, grid, request)
         if isinstance(raster, RasterFile) and request.resampling in OVERVIEW_METHODS:
-            source = at_overview(raster, min(move.shrink_yx))
-            move = find_move(source.grid, grid, request.resampling)
+            source = coarser = at_overview(raster, min(move.shrink_yx))
+            move, level = find_move(source.grid, grid, request.resampling), coarser.overview
         _require_small_tiles(source, role, move)
     what = f"{raster.kind}, {len(raster.band_names)} band(s) of {raster.dtype}"
     said = [f"{role} {raster.name}: {what}", describe_grid(raster.grid)]
-    if source is not raster:
-        said.append(f"read from overview {source.overview}")
+    if level is not None:
+        said.append(f"read from overview {level}")
     if isinstance(move, Warp):
         said.append(f"warped to the output's grid, {request.resampling}")
     elif move:

@@ -7,14 +7,16 @@ function.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil, floor
 from typing import Any
 
 import dask.array as da
 import numpy as np
-from dask.delayed import delayed
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
+from dask.typing import Key
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
@@ -32,6 +34,8 @@ TILE_SOURCE_LIMIT = 2**27
 """A canonical tile may be made from so many pixels, counted in all bands."""
 TRANSFORM_TOLERANCE_PX = 1e-3
 """How exact GDAL is about where a pixel comes from."""
+SOURCE_BLOCK_PX = 1024
+"""Side of the largest blocks of an array that are handed to a task whole."""
 AT_ONCE_PX = 2**25
 """Up to this many source pixels are read in one piece for a window; more, tile by tile."""
 
@@ -45,7 +49,7 @@ class Warp:
     resampling: str
     """By rasterio's names."""
     shrink_yx: tuple[float, float]
-    """Source pixels, along the source's rows and columns, in one of the grid's; GDAL would guess it for every window."""
+    """Source rows and columns in one pixel of the grid; GDAL would guess it anew for every window."""
 
     @property
     def tile_source_px(self) -> float:
@@ -66,7 +70,14 @@ class Warp:
     def make(
         self, pixels: np.ndarray, valid: np.ndarray, source: GeoBox, tile: Window
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels (band, y, x) and validity (y, x) of a tile, from those of ``source``, its source window."""
+        """Pixels (band, y, x) and validity (y, x) of a tile, from those of ``source``, its source window.
+
+        Integers of 64 bits are warped as real numbers, which hold 53 bits; by the nearest, they stay what they are.
+        """
+        if self.resampling == "nearest" and pixels.dtype.kind in "iu" and pixels.dtype.itemsize == 8:
+            index = np.arange(valid.size, dtype=np.int32).reshape(1, *valid.shape)
+            nearest, is_valid = self.make(index, valid, source, tile)
+            return np.where(is_valid, pixels.reshape(len(pixels), -1)[:, nearest[0]], pixels.dtype.type(0)), is_valid
         stored, nodata = _with_nodata(pixels, valid)
         part = _part(self.grid, tile)
         scale_y, scale_x = (1.0 if shrink < 1.05 else 1.0 / shrink for shrink in self.shrink_yx)
@@ -110,30 +121,63 @@ class Warp:
     def arrays(self, pixels: da.Array, valid: da.Array, source: GeoBox) -> tuple[da.Array, da.Array]:
         """Pixels (band, y, x) and validity (y, x) on the grid, lazily.
 
-        One task per canonical tile, with the pixels of its source window; its last band carries the validity.
+        One task per canonical tile, with the source's blocks that it needs; its last band carries the validity.
         """
-        rows, cols = (range(0, length, CANONICAL_TILE_PX) for length in self.grid.shape)
-        bands, make = pixels.shape[0], delayed(_make_stacked, pure=True)
-        tiles: dict[tuple[int, int], da.Array] = {}
-        for row, col in product(rows, cols):
-            tile = next(canonical_tiles(Window(row, col, 1, 1), self.grid.shape.yx))
+        pixels = pixels.rechunk((-1, *(_split(lengths) for lengths in pixels.chunks[1:])))
+        valid = valid.rechunk(pixels.chunks[1:])
+        starts = [np.cumsum((0, *lengths)) for lengths in valid.chunks]
+        chunks = tuple(_tile_lengths(length) for length in self.grid.shape)
+        name, bands = f"warp-{tokenize(self, pixels, valid, source)}", pixels.shape[0]
+        tasks: dict[Key, Any] = {}
+        for row, col in np.ndindex(len(chunks[0]), len(chunks[1])):
+            tile = Window(row * CANONICAL_TILE_PX, col * CANONICAL_TILE_PX, chunks[0][row], chunks[1][col])
             place = self.source_window(source, tile)
-            shape = (bands + 1, tile.height, tile.width)
             if place is None:
-                tiles[row, col] = da.zeros(shape, dtype=pixels.dtype, chunks=-1)
+                nothing = partial(np.zeros, (bands + 1, tile.height, tile.width), pixels.dtype)
+                tasks[name, 0, row, col] = (nothing,)
                 continue
-            at = slice(place.row_off, place.row_off + place.height), slice(place.col_off, place.col_off + place.width)
-            parts = pixels[:, *at].rechunk(-1), valid[at].rechunk(-1)
-            blocks = [part.to_delayed().ravel()[0] for part in parts]
-            made = make(self, *blocks, _part(source, place), tile)
-            tiles[row, col] = da.from_delayed(made, shape, pixels.dtype)
-        stacked = da.block([[tiles[row, col] for col in cols] for row in rows])
+            rows = _touched(starts[0], place.row_off, place.height)
+            cols = _touched(starts[1], place.col_off, place.width)
+            inner = replace(
+                place, row_off=place.row_off - int(starts[0][rows[0]]), col_off=place.col_off - int(starts[1][cols[0]])
+            )
+            make = partial(_make_stacked, self, _part(source, place), tile, inner)
+            tasks[name, 0, row, col] = (
+                make,
+                [[(pixels.name, 0, i, j) for j in cols] for i in rows],
+                [[(valid.name, i, j) for j in cols] for i in rows],
+            )
+        graph = HighLevelGraph.from_collections(name, tasks, dependencies=[pixels, valid])  # type: ignore[list-item]
+        stacked = da.Array(graph, name, ((bands + 1,), *chunks), dtype=pixels.dtype)
         return stacked[:bands], stacked[bands] != 0
 
 
-def _make_stacked(warp: Warp, pixels: np.ndarray, valid: np.ndarray, source: GeoBox, tile: Window) -> np.ndarray:
-    made, is_valid = warp.make(pixels, valid, source, tile)
+def _make_stacked(
+    warp: Warp, source: GeoBox, tile: Window, inner: Window,
+    pixels: list[list[np.ndarray]], valid: list[list[np.ndarray]],
+) -> np.ndarray:  # fmt: skip
+    """Pixels and, as the last band, validity of a tile. Runs on workers.
+
+    inner : the tile's source window within the blocks. pixels, valid : rows of blocks.
+    """
+    at = slice(inner.row_off, inner.row_off + inner.height), slice(inner.col_off, inner.col_off + inner.width)
+    made, is_valid = warp.make(np.block(pixels)[:, *at], np.block(valid)[at], source, tile)
     return np.concatenate([made, is_valid[None].astype(made.dtype)])
+
+
+def _split(lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """Blocks cut, where they are long, so that a tile needs not much more than its own pixels."""
+    cut = ([*range(0, length, SOURCE_BLOCK_PX), length] for length in lengths)
+    return tuple(int(part) for edges in cut for part in np.diff(edges))
+
+
+def _tile_lengths(length: int) -> tuple[int, ...]:
+    return tuple(min(CANONICAL_TILE_PX, length - start) for start in range(0, length, CANONICAL_TILE_PX))
+
+
+def _touched(starts: np.ndarray, first: int, length: int) -> range:
+    """The blocks, whose edges are ``starts``, that so many pixels from ``first`` on lie in."""
+    return range(int(np.searchsorted(starts, first, "right")) - 1, int(np.searchsorted(starts, first + length, "left")))
 
 
 def _with_nodata(pixels: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, float]:
@@ -155,8 +199,12 @@ def _back_to(made: np.ndarray, missing: np.ndarray, dtype: np.dtype[Any]) -> np.
     if dtype.kind == "f":
         return filled.astype(dtype, copy=False)
     limits = np.iinfo(dtype)
-    filled = np.rint(filled) if made.dtype.kind == "f" else filled
-    return np.clip(filled, limits.min, limits.max).astype(dtype)
+    if made.dtype.kind != "f":
+        return np.clip(filled, limits.min, limits.max).astype(dtype)
+    # The largest of 64 bits is no real number, and the one next to it is beyond.
+    beyond = filled >= float(limits.max)
+    cut = np.where(beyond, 0, np.maximum(np.rint(filled), limits.min)).astype(dtype)
+    return np.where(beyond, dtype.type(limits.max), cut)
 
 
 def _part(grid: GeoBox, window: Window) -> GeoBox:

@@ -61,15 +61,12 @@ class WindowedRaster(Protocol):
 def chunked(raster: WindowedRaster, chunks: Chunks) -> tuple[da.Array, da.Array]:
     """A windowed raster as lazy Dask arrays: pixels (band, y, x) and validity (y, x) in the given chunks."""
     starts = tuple(np.cumsum((0, *lengths[:-1])) for lengths in chunks)
-    dtype = np.dtype(raster.dtype)
-    pixels = da.map_blocks(
-        _read_pixels, raster, starts, chunks, chunks=((len(raster.band_names),), *chunks), dtype=dtype,
+    bands, dtype = len(raster.band_names), np.dtype(raster.dtype)
+    stacked = da.map_blocks(
+        _read_stacked, raster, starts, chunks, chunks=((bands + 1,), *chunks), dtype=dtype,
         meta=np.empty((0, 0, 0), dtype),
     )  # fmt: skip
-    valid = da.map_blocks(
-        _read_validity, raster, starts, chunks, chunks=chunks, dtype=bool, meta=np.empty((0, 0), bool)
-    )
-    return pixels, valid
+    return stacked[:bands], stacked[bands] != 0
 
 
 def canonical_tiles(window: Window, shape_yx: tuple[int, int]) -> Iterator[Window]:
@@ -92,12 +89,10 @@ def shared_slices(tile: Window, window: Window) -> tuple[tuple[slice, slice], tu
     return inner, outer
 
 
-def _read_pixels(raster: WindowedRaster, starts: Any, chunks: Any, block_id: tuple[int, int, int]) -> np.ndarray:
-    return raster.read(_window_of_block(block_id[1:], starts, chunks))[0]
-
-
-def _read_validity(raster: WindowedRaster, starts: Any, chunks: Any, block_id: tuple[int, int]) -> np.ndarray:
-    return raster.read(_window_of_block(block_id, starts, chunks))[1]
+def _read_stacked(raster: WindowedRaster, starts: Any, chunks: Any, block_id: tuple[int, int, int]) -> np.ndarray:
+    """Pixels and, as the last band, validity: one read for both."""
+    pixels, valid = raster.read(_window_of_block(block_id[1:], starts, chunks))
+    return np.concatenate([pixels, valid[None].astype(pixels.dtype)])
 
 
 def _window_of_block(block_id: tuple[int, int], starts: tuple[np.ndarray, ...], chunks: Chunks) -> Window:
