@@ -6,7 +6,9 @@ import json
 
 import dask.array as da
 import numpy as np
+import odc.geo.geom
 import pyogrio
+import pyproj
 import pytest
 import rasterio
 import rasterio.warp
@@ -19,7 +21,7 @@ from rasterio.features import rasterize
 
 import geodl_dask as gd
 from geodl_dask.errors import GridMismatchError, RasterInputError
-from geodl_dask.rasters import arrays_of
+from geodl_dask.rasters import arrays_of, open_pair
 from geodl_dask.rasters.mask import open_polygons
 from geodl_dask.tiling import Window
 
@@ -69,6 +71,56 @@ def test_no_window_matters_to_polygons(layer):
         np.testing.assert_array_equal(part, whole[:, top : top + height, left : left + width])
 
 
+@pytest.mark.parametrize("crs", ["EPSG:3347", "EPSG:3408"])
+def test_long_edge_of_a_layer_follows_its_own_crs(tmp_path, crs):
+    """The 49th parallel bends on a cone, and on a plane at the pole; a pixel's centre is north or south of it."""
+    grid = GeoBox.from_geopolygon(odc.geo.geom.box(-120, 47, -100, 51, "EPSG:4326").to_crs(crs), 5000, crs)
+    path = write_layer(tmp_path / "south.gpkg", [shapely.box(-150, 20, -60, 49)], "EPSG:4326")
+    drawn = open_polygons(path, grid).read(Window(0, 0, *grid.shape))[0][0]
+    rows, cols = np.indices(grid.shape.yx) + 0.5
+    x, y = grid.transform * (cols, rows)
+    lon, lat = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y)
+    clear = np.abs(lat - 49) > 1e-4
+    np.testing.assert_array_equal(drawn[clear], (lat < 49)[clear])
+    assert 0.2 < drawn.mean() < 0.8 and (lon > -150).all()
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        GRID,
+        GeoBox((200, 300), Affine(500, 0, 150_000, 0, -500, 8_000_000), "EPSG:32701"),  # across the antimeridian
+        GeoBox((200, 200), Affine(30_000, 0, -3e6, 0, -30_000, 3e6), "EPSG:3031"),
+        GeoBox((170, 340), Affine(100_000, 0, -17e6, 0, -100_000, 8.5e6), "ESRI:54030"),
+    ],
+    ids=["utm", "fiji", "pole", "world"],
+)
+def test_layer_of_the_whole_world_covers_every_grid(tmp_path, grid):
+    path = write_layer(tmp_path / "world.gpkg", [shapely.box(-180, -90, 180, 90)], "EPSG:4326")
+    drawn = open_polygons(path, grid).read(Window(0, 0, *grid.shape))[0][0]
+    rows, cols = np.indices(grid.shape.yx) + 0.5
+    onto = pyproj.Transformer.from_crs(str(grid.crs), "EPSG:4326", always_xy=True)
+    there = np.isfinite(onto.transform(*(grid.transform * (cols, rows)))[0])
+    assert (drawn.astype(bool) == there).mean() > 0.999, (drawn.mean(), there.mean())
+
+
+def test_crossed_rings_are_drawn_as_gdal_draws_them(tmp_path):
+    x, y = GRID.pix2wld(300, 250)
+    bow = shapely.Polygon([(x - 60.1, y - 50.3), (x + 60.2, y + 50.1), (x + 60.3, y - 50.2), (x - 60.4, y + 50.4)])
+    assert not bow.is_valid
+    drawn = open_polygons(write_layer(tmp_path / "bow.gpkg", [bow]), GRID).read(Window(0, 0, *GRID.shape))[0][0]
+    np.testing.assert_array_equal(drawn, rasterize([bow], GRID.shape.yx, transform=GRID.transform))
+
+
+def test_layer_that_was_edited_is_read_anew(tmp_path):
+    x, y = GRID.pix2wld(300, 250)
+    mask = open_polygons(write_layer(tmp_path / "layer.geojson", [shapely.box(x, y, x + 50, y + 50)]), GRID)
+    before = mask.read(Window(0, 0, *GRID.shape))[0]
+    write_layer(tmp_path / "layer.geojson", [shapely.box(x, y, x + 20, y + 50)])
+    after = mask.read(Window(0, 0, *GRID.shape))[0]
+    assert before.sum() > 2 * after.sum() > 0
+
+
 def test_layer_that_cannot_be_a_mask_is_refused(tmp_path):
     with pytest.raises(GridMismatchError, match="does not touch the output"):
         open_polygons(write_layer(tmp_path / "far.gpkg", [shapely.box(0, 0, 9, 9)]), GRID)
@@ -107,6 +159,20 @@ def test_result_is_nodata_outside_the_mask_and_unchanged_inside(pair, models, sm
     for mask in (polygons, raster, rioxarray.open_rasterio(raster, chunks=30)):
         for dates in (pair, arrays, (pair[0], arrays[1])):
             np.testing.assert_array_equal(read(gd.detect_change(*dates, models["pt2"], mask=mask, chunks=24)), expected)
+
+
+@pytest.mark.parametrize("door", ["file", "array", "dataset"])
+def test_mask_is_what_is_stored_whatever_its_scale(pair, small_mask, tmp_path, door):
+    inside = small_mask[2]
+    path = write_raster(tmp_path / "scaled.tif", inside[None].astype(np.uint8), transform=TRANSFORM)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.offsets = (5.0,)
+    array = rioxarray.open_rasterio(path)
+    assert array.attrs["add_offset"] == 5
+    mask = {"file": path, "array": array, "dataset": array.to_dataset(name="mask")}[door]
+    pixels, valid = da.compute(*arrays_of(open_pair(*pair, mask=mask).mask, tuple((each,) for each in inside.shape)))
+    np.testing.assert_array_equal((pixels[0] != 0) & valid, inside)
+    assert array.attrs["add_offset"] == 5
 
 
 def test_mask_that_covers_a_part_is_nodata_beyond(pair, models, tmp_path):

@@ -28,7 +28,7 @@ from .placing import find_move, move_raster
 from .sources import find_source
 from .warping import OVERVIEW_METHODS, TILE_SOURCE_LIMIT, Warp
 from .windows import Chunks, WindowedRaster, chunked
-from .zarr_raster import open_store
+from .zarr_raster import ZarrRaster, open_store
 
 __all__ = [
     "Bands", "Chunks", "GridOptions", "GridRequest", "Raster", "RasterArray", "RasterFile", "RasterLike", "RasterStack",
@@ -36,6 +36,7 @@ __all__ = [
 ]  # fmt: skip
 
 Raster = WindowedRaster | RasterArray
+SCALE_ATTRIBUTES = ("scale_factor", "add_offset", "scales", "offsets")
 RasterLike = str | os.PathLike[str] | xr.DataArray | xr.Dataset
 
 
@@ -246,8 +247,21 @@ def _open_mask(mask: Any, grid: GeoBox) -> tuple[Raster, tuple[str]]:
         if not Path(mask).exists():
             raise RasterInputError(f"The mask {mask} does not exist (looked in {Path.cwd()}).")
         return open_polygons(mask, grid), (f"mask {mask}: polygons",)
-    moved, account = _onto(open_raster(mask, "mask", (1,)), "mask", grid, GridRequest(resampling="nearest"))
+    opened = open_raster(_without_scale(mask), "mask", (1,))
+    if isinstance(opened, RasterFile | ZarrRaster):
+        opened = replace(opened, scaling=())
+    moved, account = _onto(opened, "mask", grid, GridRequest(resampling="nearest"))
     return moved, (account,)
+
+
+def _without_scale(mask: Any) -> Any:
+    """A mask is what is stored: 0 remains 0, whatever offset an array's attributes name."""
+    if not isinstance(mask, xr.DataArray | xr.Dataset):
+        return mask
+    stored = mask.copy(deep=False)
+    for variable in [stored.variable] if isinstance(stored, xr.DataArray) else stored.variables.values():
+        variable.attrs = {key: value for key, value in variable.attrs.items() if key not in SCALE_ATTRIBUTES}
+    return stored
 
 
 def _grid_of(raster: Any, role: str) -> GeoBox:
