@@ -120,6 +120,10 @@ def everything(kind: str, text: str) -> Route:
     return lambda *_: (200, kind, text.encode())
 
 
+NORTH_FIRST = {"EPSG:4326", "EPSG:4258", "EPSG:3035", "EPSG:31467"}
+"""Some of the CRS by whose order of axes a WMS 1.3.0 takes the north first."""
+
+
 def wms(path: str) -> Route:
     """A stand-in for a WMS of a raster."""
 
@@ -127,7 +131,7 @@ def wms(path: str) -> Route:
         if asked != "/wms" or query.get("request") != "GetMap":
             return None
         bounds, size = _numbers(query["bbox"]), (int(query["height"]), int(query["width"]))
-        if query.get("crs") == "EPSG:4326":
+        if query.get("crs", "").upper() in NORTH_FIRST:
             bounds = bounds[1], bounds[0], bounds[3], bounds[2]
         return 200, "image/png", cut(path, bounds, size, "png32")
 

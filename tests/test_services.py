@@ -10,7 +10,7 @@ import pytest
 import rasterio
 from affine import Affine
 from conftest import write_raster
-from servers import serving
+from servers import NORTH_FIRST, serving
 
 from geodl_dask.errors import RasterInputError, RasterNotFoundError, RasterReadError
 from geodl_dask.rasters import open_raster
@@ -364,15 +364,21 @@ def test_other_xml_is_refused(document):
 
 
 @pytest.mark.parametrize(
-    ("version", "crs"), [("1.1.1", "SRS=EPSG:32633"), ("1.3.0", "CRS=EPSG:32633"), ("1.3.0", "CRS=EPSG:4326")]
-)
+    ("version", "crs"), [
+        ("1.1.1", "SRS=EPSG:32633"), ("1.3.0", "CRS=EPSG:32633"), ("1.3.0", "CRS=EPSG:4326"),
+        ("1.3.0", "CRS=EPSG:3035"), ("1.3.0", "CRS=EPSG:4258"), ("1.3.0", "CRS=epsg:31467"), ("1.1.1", "SRS=EPSG:3035"),
+        ("1.3.0", "CRS=EPSG:3031"),
+    ],
+)  # fmt: skip
 def test_wms_is_read_on_the_grid_of_the_request(tmp_path, version, crs):
     number = crs.partition("=")[2]
-    transform = Affine(0.01, 0, 10, 0, -0.01, 50) if number == "EPSG:4326" else Affine(0.5, 0, 4e5, 0, -0.5, 5e6)
+    is_geographic = number in ("EPSG:4326", "EPSG:4258")
+    transform = Affine(0.01, 0, 10, 0, -0.01, 50) if is_geographic else Affine(0.5, 0, 4e5, 0, -0.5, 5e6)
     path = write(tmp_path / "map.tif", crs=number, transform=transform)
     with rasterio.open(path) as dataset:
         left, bottom, right, top = dataset.bounds
-    box = (bottom, left, top, right) if number == "EPSG:4326" else (left, bottom, right, top)
+    is_north_first = version == "1.3.0" and number.upper() in NORTH_FIRST
+    box = (bottom, left, top, right) if is_north_first else (left, bottom, right, top)
     with serving(("wms", path)) as site:
         raster = open_raster(
             f"{site.url}/wms?SERVICE=WMS&REQUEST=GetMap&VERSION={version}&LAYERS=a,b&STYLES=&{crs}&FORMAT=image/png"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from xml.etree import ElementTree as Xml
+
+import pyproj
+import pyproj.exceptions
 
 from ..errors import RasterInputError
 from .layer_xml import MISSING, Layer
@@ -59,7 +63,7 @@ def wms_layer(url: str, role: str) -> tuple[str, str]:
             f"its address needs LAYERS, {reference}, BBOX (of all that is wanted), WIDTH and HEIGHT "
             "(which say the pixel size)."
         ) from error
-    is_swapped = version >= "1.3" and crs.upper() == "EPSG:4326"
+    is_swapped = version >= "1.3" and _is_north_first(crs, f"{role} {url}")
     rest = urlencode([(key, value) for key, value in written if key.upper() not in OWN])
     address = urlunsplit(parts._replace(query=rest, fragment="")) + ("&" if rest else "?")
     layer = Layer(
@@ -76,3 +80,14 @@ def wms_layer(url: str, role: str) -> tuple[str, str]:
         overviews=max(0, (max(shape) // 1024).bit_length()),
     )  # fmt: skip
     return layer.xml(), f"WMS layer {layers}"
+
+
+def _is_north_first(crs: str, name: str) -> bool:
+    """Whether the first coordinate goes north, as WMS 1.3.0 takes the order of axes from the CRS."""
+    if crs.upper().startswith("CRS:"):  # WMS's own, longitude first
+        return False
+    try:
+        axis = pyproj.CRS.from_user_input(crs).axis_info[0]
+    except pyproj.exceptions.CRSError as error:
+        raise RasterInputError(f"{name} names the CRS {crs}, which PROJ does not know ({error}).") from error
+    return bool(re.match(r"(geodetic )?lat|north", axis.name, re.IGNORECASE))
