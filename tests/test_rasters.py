@@ -257,7 +257,52 @@ def test_nan_as_nodata_of_integers_makes_none_invalid(image):
     assert computed(open_raster(as_array(image, _FillValue=np.nan)))[1].all()
 
 
+@pytest.mark.parametrize("value", [2**62 + 1, -(2**53) - 1])
+def test_integers_of_64_bits_have_their_very_nodata(value):
+    array = as_array(np.array([[value, value - 1], [value + 1, 0]]), _FillValue=np.int64(value))
+    np.testing.assert_array_equal(open_raster(array).valid.compute(), [[False, True], [True, True]])
+
+
+@pytest.mark.parametrize("value", ["none", [1, 2], b"0"])
+@pytest.mark.parametrize("key", ["_FillValue", "scale_factor"])
+def test_attribute_that_is_no_number_is_named(image, key, value):
+    with pytest.raises(RasterInputError, match=f"^to_raster .*{key} .*; one number is needed"):
+        open_raster(as_array(image, **{key: value}), "to_raster")
+
+
 # Shapes and names of DataArrays.
+
+
+def test_truth_values_are_0_and_1(image):
+    raster = open_raster(as_array(image > 99))
+    np.testing.assert_array_equal(computed(raster)[0], (image > 99).astype(np.uint8))
+    assert raster.dtype == "uint8"
+
+
+@pytest.mark.parametrize("dims", [("time",), ("time", "level")])
+def test_other_dimensions_of_length_1_are_none(image, dims):
+    array = as_array(image).assign_coords(band=["a", "b", "c"])
+    for dim in dims:
+        array = array.expand_dims(dim)
+    raster = open_raster(array.transpose("band", "y", *dims, "x"), bands=["c", "a"])
+    np.testing.assert_array_equal(computed(raster)[0], image[[2, 0]])
+    one = open_raster(array.isel(band=[1]))
+    np.testing.assert_array_equal(computed(one)[0], image[1:2])
+    assert one.band_names == ("b",)
+
+
+def test_array_without_pixels_is_refused(image):
+    for array in (as_array(image).isel(band=slice(0, 0)), as_array(image)[:, :0]):
+        with pytest.raises(RasterInputError, match="at least one pixel"):
+            open_raster(array)
+
+
+def test_dask_array_of_unknown_lengths_is_refused(image):
+    lazy = da.from_array(image)
+    lazy = lazy[da.from_array(np.array([True, True, False]))]
+    array = xr.DataArray(lazy, dims=("band", "y", "x"), coords=as_array(image[0]).coords)
+    with pytest.raises(RasterInputError, match=r"known lengths.*compute_chunk_sizes"):
+        open_raster(array)
 
 
 @pytest.mark.parametrize("order", [("band", "y", "x"), ("y", "x", "band"), ("x", "band", "y"), ("y", "band", "x")])
@@ -339,7 +384,7 @@ def test_raster_without_crs_is_refused_with_what_to_do(tmp_path, image):
         open_raster(array)
 
 
-@pytest.mark.parametrize("dtype", [np.complex64, np.complex128, bool])
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
 def test_pixels_that_are_no_real_numbers_are_refused(tmp_path, image, dtype):
     with pytest.raises(RasterInputError, match=f"^to_raster .*{np.dtype(dtype)}"):
         open_raster(as_array(image.astype(dtype)), "to_raster")
@@ -351,7 +396,7 @@ def test_pixels_that_are_no_real_numbers_are_refused(tmp_path, image, dtype):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda array: array.expand_dims("time"), "at most one band dimension"),
+        (lambda array: array.expand_dims(time=2), "at most one band dimension"),
         (lambda array: array[0, 0].drop_vars("y"), "evenly spaced y, x"),
         (lambda array: array.drop_vars(["y", "x", "spatial_ref"]), "evenly spaced y, x"),
         (lambda array: array.values, "is a ndarray"),
@@ -475,13 +520,13 @@ def test_bands_are_chosen_by_name_in_any_order(tmp_path, image, make):
     assert raster.band_names == ("nir", "Red")
 
 
-@pytest.mark.parametrize("bands", [[3, 1], ["3", "1"]])
+@pytest.mark.parametrize("bands", [[3, 1], ["3", "1"], np.array([3, 1])])
 def test_bands_are_chosen_by_number_from_1(tmp_path, image, bands):
     for raster in (described(tmp_path, image), as_array(image)):
         np.testing.assert_array_equal(computed(open_raster(raster, bands=bands))[0], image[[2, 0]])
 
 
-@pytest.mark.parametrize("bands", [[0], [4], ["blue"], [], "red", ["1.0"], [-1]])
+@pytest.mark.parametrize("bands", [[0], [4], ["blue"], [], "red", ["1.0"], [-1], 1, np.array([], int)])
 def test_band_that_is_not_there_is_refused_with_those_that_are(tmp_path, image, bands):
     with pytest.raises(BandCountError, match=r"bands"):
         open_raster(described(tmp_path, image), bands=bands)
@@ -540,6 +585,50 @@ def test_transparent_colour_is_no_observation(tmp_path, image):
 def test_band_1_of_a_palette_is_its_indices(tmp_path, image):
     path, _ = with_palette(tmp_path, image)
     np.testing.assert_array_equal(open_raster(path, bands=[1]).read(WHOLE)[0], image[:1])
+
+
+@pytest.mark.filterwarnings("ignore:.* differ across bands")
+@pytest.mark.parametrize("differ", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_file_and_arrays_and_store_of_it_are_scaled_alike(tmp_path, image, dtype, differ):
+    path = write_raster(tmp_path / "scaled.tif", image.astype(dtype), nodata=3)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.scales, dataset.offsets = (0.25, 0.5 if differ else 0.25, 0.25), (3, 3, -1 if differ else 3)
+    lazy = rioxarray.open_rasterio(path, chunks={"x": 7})
+    rasters = [open_raster(array) for array in (rioxarray.open_rasterio(path), lazy)]
+    if not differ:
+        rasters.append(open_raster(rioxarray.open_rasterio(path, mask_and_scale=True)))
+        lazy.encoding = {}
+        lazy.to_dataset(name="image").to_zarr(tmp_path / "image.zarr", consolidated=False)
+        rasters.append(open_raster(tmp_path / "image.zarr"))
+    expected, valid = open_raster(path).read(WHOLE)
+    for raster in rasters:
+        pixels, seen = computed(raster)
+        np.testing.assert_array_equal(seen, valid)
+        np.testing.assert_array_equal(pixels[:, valid], expected[:, valid])
+    assert not valid.all()
+    some = [open_raster(source, bands=[3, 2]) for source in (path, lazy)]
+    np.testing.assert_array_equal(*(computed(each)[0] for each in some))
+    assert some[0].dtype == some[1].dtype == "float32"
+
+
+def test_variables_keep_their_nodata_and_scale_as_bands(image):
+    attrs = {"_FillValue": 17, "scale_factor": 0.5}
+    dataset = xr.Dataset({name: as_array(image[at], **attrs) for at, name in enumerate("abc")})
+    pixels, valid = computed(open_raster(dataset, bands=["c", "a"]))
+    np.testing.assert_array_equal(valid, (image[[2, 0]] != 17).all(axis=0))
+    np.testing.assert_array_equal(pixels, image[[2, 0]] * np.float32(0.5))
+    dataset["a"].attrs["scale_factor"] = 1
+    with pytest.raises(RasterInputError, match="c, a differ in nodata or scale"):
+        open_raster(dataset, bands=["c", "a"])
+
+
+def test_alpha_and_nodata_both_make_invalid(tmp_path, image):
+    alpha = (image[:1] % 5 != 0).astype(np.uint8) * 255
+    path = write_raster(tmp_path / "both.tif", np.concatenate([image, alpha]), nodata=3, photometric="RGB", alpha="YES")
+    pixels, valid = open_raster(path).read(WHOLE)
+    np.testing.assert_array_equal(valid, (image != 3).all(axis=0) & (alpha[0] != 0))
+    np.testing.assert_array_equal(pixels, image)
 
 
 def test_scale_and_offset_are_honoured(tmp_path, image):

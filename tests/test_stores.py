@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import boto3
@@ -97,6 +98,18 @@ def test_file_that_is_no_netcdf_is_refused(tmp_path):
         open_raster(tmp_path / "no.nc")
 
 
+@pytest.mark.parametrize("options", [{}, {"decode_coords": "all"}, {"mask_and_scale": False}, {"chunks": {}}])
+def test_dataset_of_a_netcdf_is_the_file_beneath(tmp_path, file, options):
+    dataset_of(file).to_netcdf(tmp_path / "image.nc", engine="h5netcdf")
+    pixels, valid = open_raster(tmp_path / "image.nc").read(Window(0, 0, *SHAPE))
+    with xr.open_dataset(tmp_path / "image.nc", engine="h5netcdf", **options) as dataset:
+        raster = open_raster(dataset)
+        theirs, seen = raster.pixels.compute(), raster.valid.compute()
+    np.testing.assert_array_equal(seen, valid)
+    np.testing.assert_array_equal(theirs[:, seen], pixels[:, seen])
+    assert raster.grid.crs.to_epsg() == 32633
+
+
 # Zarr.
 
 
@@ -170,6 +183,39 @@ def test_only_the_chunks_of_the_window_are_read(tmp_path, file, zarr_format):
     raster.read(Window(0, 0, 16, 109))
     with pytest.raises(RasterReadError, match="cannot be read at row 10, column 0, 16 x 20"):
         raster.read(Window(10, 0, 16, 20))
+
+
+def test_only_the_bands_that_are_asked_for_are_read(tmp_path, file, image, zarr_format):
+    store = write_zarr(dataset_of(file), tmp_path / "image.zarr", zarr_format, image={"chunks": (1, 83, 109)})
+    (store / "image" / ("1.0.0" if zarr_format == 2 else "c/1/0/0")).write_bytes(b"broken")
+    pixels, _ = open_raster(store, bands=[3, 1, 3]).read(Window(0, 0, *SHAPE))
+    np.testing.assert_array_equal(pixels, image[[2, 0, 2]])
+    with pytest.raises(RasterReadError):
+        open_raster(store).read(WINDOW)
+
+
+def test_store_that_is_written_anew_is_read_anew(tmp_path, file, image, zarr_format):
+    store = write_zarr(dataset_of(file), tmp_path / "image.zarr", zarr_format)
+    open_raster(store).read(WINDOW)
+    shutil.rmtree(store)
+    other = write_raster(tmp_path / "other.tif", image[:2, 5:80] + 1, nodata=NODATA, crs="EPSG:32634")
+    write_zarr(dataset_of(other), store, zarr_format)
+    assert_read_as(open_raster(store), other)
+
+
+def test_truth_values_of_a_store_are_0_and_1(tmp_path, file, image, zarr_format):
+    dataset = dataset_of(file)
+    dataset["image"] = (dataset["image"] > 99).drop_attrs()
+    dataset["image"].encoding = {"grid_mapping": "spatial_ref"}
+    raster = open_raster(write_zarr(dataset, tmp_path / "image.zarr", zarr_format))
+    np.testing.assert_array_equal(raster.read(Window(0, 0, *SHAPE))[0], (image > 99).astype(np.uint8))
+    assert raster.dtype == "uint8"
+
+
+def test_variables_with_a_time_of_length_1_are_bands(tmp_path, file, zarr_format):
+    dataset = dataset_of(file, ("red", "green")).expand_dims(time=[3])
+    store = write_zarr(dataset, tmp_path / "scene.zarr", zarr_format)
+    assert_read_as(open_raster(f"{store}#green,red"), file, [2, 1])
 
 
 def test_store_without_a_crs_is_refused(tmp_path, file):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ def choose_bands(wanted: Bands, names: tuple[str, ...], raster: str) -> tuple[in
     """Positions, from 0, of the wanted bands among ``names``. Raises BandCountError for one that is not there."""
     if wanted is None:
         return tuple(range(len(names)))
-    if isinstance(wanted, str | int) or not wanted:
+    if isinstance(wanted, str) or not isinstance(wanted, Iterable) or not len(wanted):
         raise BandCountError(
             f"The bands of {raster} are given as {wanted!r}; a list of numbers from 1 or names is needed."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from ..errors import RasterInputError, RasterReadError
 from ..tiling import Window
+from .arrays import scaled
 from .bands import Bands, choose_bands, require_real
 from .gdal import DRIVERS, opened
 from .sources import Source
@@ -48,6 +50,8 @@ class RasterFile:
     """Scale and offset of each band; empty where pixels are used as stored."""
     palette: tuple[tuple[int, int, int, int], ...] = ()
     """Red, green, blue, alpha by pixel value, for a raster of colour indices that is expanded."""
+    alpha: int | None = None
+    """GDAL's number of the alpha band, where it says more than the mask, which GDAL makes of nodata alone."""
     overview: int | None = None
     """The overview that is read in the place of the full resolution, from 0."""
 
@@ -63,7 +67,7 @@ class RasterFile:
             with opened(self.dataset, **level) as dataset:
                 # One by one, for rasterio reads bands of several types only so.
                 stored = np.stack([dataset.read(band, window=where) for band in self.bands])
-                masks = None if self.all_valid else dataset.read_masks(list(self.bands), window=where)
+                masks = None if self.all_valid else self._masks(dataset, where)
         except rasterio.errors.RasterioError as error:
             cause = f" ({error.__cause__})" if error.__cause__ else ""
             raise RasterReadError(
@@ -73,11 +77,15 @@ class RasterFile:
         valid = validity(stored, masks)
         if self.palette:
             return self._expanded(stored[0], valid)
-        pixels = stored.astype(self.dtype, copy=False)
-        for band, (scale, offset) in zip(pixels, self.scaling, strict=False):
-            band *= scale
-            band += offset
-        return pixels, valid
+        return scaled(stored, self.dtype, self.scaling), valid
+
+    def _masks(self, dataset: Any, where: RasterioWindow) -> np.ndarray:
+        if not self.alpha:
+            return dataset.read_masks(list(self.bands), window=where)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NodataShadowWarning)  # it does not, as alpha is read too
+            masks = dataset.read_masks(list(self.bands), window=where)
+        return np.concatenate([masks, dataset.read([self.alpha], window=where) != 0])
 
     def _expanded(self, index: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         table = np.array(self.palette, np.uint8)
@@ -126,6 +134,7 @@ def _describe(dataset: Any, source: Source, text: str, role: str, wanted: Bands)
     chosen = numbers if palette else tuple(numbers[each] for each in choose_bands(wanted, names, name))
     stored = require_real(np.result_type(*(dataset.dtypes[band - 1] for band in chosen)), name)
     scaling = tuple((dataset.scales[band - 1], dataset.offsets[band - 1]) for band in chosen)
+    has_nodata = any(MaskFlags.nodata in dataset.mask_flag_enums[band - 1] for band in chosen)
     is_scaled = any(each != NO_SCALING for each in scaling)
     return RasterFile(
         name=text,
@@ -138,6 +147,7 @@ def _describe(dataset: Any, source: Source, text: str, role: str, wanted: Bands)
         all_valid=all(MaskFlags.all_valid in dataset.mask_flag_enums[band - 1] for band in chosen),
         scaling=scaling if is_scaled else (),
         palette=palette,
+        alpha=next(iter(set(dataset.indexes) - set(numbers)), None) if has_nodata else None,
     )
 
 

@@ -74,7 +74,7 @@ def opened(dataset: str, **options: Any) -> Iterator[Any]:
             yield found
 
 
-@ensure_env_with_credentials  # as rasterio.open, which takes no list of drivers (1.4)
+@ensure_env_with_credentials  # type: ignore[untyped-decorator]  # as rasterio.open, which takes no list of drivers (1.4)
 def _open_self_contained(dataset: str, **options: Any) -> Any:
     try:
         return rasterio.DatasetReader(dataset, driver=_self_contained(), **options)

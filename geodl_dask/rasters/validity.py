@@ -18,5 +18,5 @@ def validity(pixels: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
 
 def validity_by_nodata(pixels: np.ndarray, nodata: float | None) -> np.ndarray:
     """(y, x) bool: every band finite and another value than ``nodata``. pixels : (band, y, x)."""
-    masks = None if nodata is None or np.isnan(nodata) else (pixels != nodata).astype(np.uint8)
+    masks = None if nodata is None or nodata != nodata else (pixels != nodata).astype(np.uint8)
     return validity(pixels, masks)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -12,9 +14,12 @@ from odc.geo.geobox import GeoBox
 
 from ..errors import MissingDependencyError, RasterInputError, RasterReadError
 from ..tiling import Window
-from .arrays import ArrayLayout, layout_of
+from .arrays import ArrayLayout, layout_of, pixel_type, scaled
 from .bands import Bands, choose_bands
 from .validity import validity_by_nodata
+
+METADATA = ("zarr.json", ".zmetadata", ".zattrs", ".zarray")
+"""Files of a store that describe its arrays."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,8 @@ class ZarrRaster:
     """One for each band of what is read."""
     dtype: str
     """NumPy name of the pixel type as it is handed out."""
-    scaling: tuple[float, float] | None = None
-    """Scale and offset; None where pixels are used as stored."""
+    scaling: tuple[tuple[float, float], ...] = ()
+    """Scale and offset of each band that is read; empty where pixels are used as stored."""
 
     @property
     def grid(self) -> GeoBox:
@@ -56,10 +61,12 @@ class ZarrRaster:
         """
         rows = slice(window.row_off, window.row_off + window.height)
         cols = slice(window.col_off, window.col_off + window.width)
-        place = dict(zip(self.layout.dims_yx, (rows, cols), strict=True))
+        place: dict[str, Any] = dict(zip(self.layout.dims_yx, (rows, cols), strict=True))
         wanted = self.variables if len(self.variables) == 1 else [self.variables[each] for each in self.positions]
+        if len(self.variables) == 1 and self.positions != tuple(range(len(self.layout.band_names))):
+            place[str(self.layout.band_dim)] = list(self.positions)
         try:
-            dataset = _opened(self.store)
+            dataset = _opened(self.store, _stamp(self.store))
             parts = [self.layout.ordered(dataset[variable].isel(place)).to_numpy() for variable in wanted]
         except Exception as error:  # a codec raises whatever it likes
             raise RasterReadError(
@@ -67,12 +74,8 @@ class ZarrRaster:
                 f"{window.height} x {window.width} pixels: {type(error).__name__}: {error}. Is the store whole and "
                 "reachable?"
             ) from error
-        stored = parts[0][list(self.positions)] if len(self.variables) == 1 else np.concatenate(parts)
-        valid = validity_by_nodata(stored, self.layout.nodata)
-        pixels = stored.astype(self.dtype, copy=False)
-        if self.scaling:
-            pixels = pixels * np.asarray(self.scaling[0], self.dtype) + np.asarray(self.scaling[1], self.dtype)
-        return pixels, valid
+        stored = np.concatenate(parts)
+        return scaled(stored, self.dtype, self.scaling), validity_by_nodata(stored, self.layout.nodata)
 
 
 def open_store(store: str, choice: str, text: str, role: str, bands: Bands) -> ZarrRaster:
@@ -83,33 +86,40 @@ def open_store(store: str, choice: str, text: str, role: str, bands: Bands) -> Z
     """
     name = f"{role} {text}"
     try:
-        dataset = _opened(store)
+        dataset = _opened(store, _stamp(store))
     except ImportError as error:
         raise MissingDependencyError(f"{name} needs one more library: pip install aiohttp s3fs ({error})") from error
     except Exception as error:  # a store that is none fails in as many ways as there are libraries beneath
         raise RasterInputError(f"{name} cannot be opened as a Zarr group: {type(error).__name__}: {error}.") from error
     variables = _chosen(dataset, choice, name)
     layouts = [layout_of(dataset[variable], f"{name}, variable {variable}") for variable in variables]
-    layout, dtypes = layouts[0], [dataset[variable].dtype for variable in variables]
+    layout, dtypes = layouts[0], [pixel_type(dataset[variable]) for variable in variables]
     if len(variables) > 1:
-        marks = [(each.grid, each.dims_yx, each.band_dim, each.nodata, _scaling(dataset[variable]))
-                 for each, variable in zip(layouts, variables, strict=True)]  # fmt: skip
-        if any(mark != marks[0] for mark in marks) or layout.band_dim:
+        marks = [(each.grid, each.dims_yx, each.nodata, each.scaling) for each in layouts]
+        if any(mark != marks[0] for mark in marks) or any(len(each.band_names) > 1 for each in layouts):
             raise RasterInputError(
                 f"{name}: the variables {', '.join(variables)} differ in grid, nodata or scale, or have a dimension "
                 "beside y and x, so they are not the bands of one raster. Choose one."
             )
     names = layout.band_names if len(variables) == 1 else variables
     chosen = choose_bands(bands, names, name)
-    scaling = _scaling(dataset[variables[0]])
-    dtype = np.result_type(*dtypes, *([np.float32] if scaling else []))
+    scales = layout.scaling * len(variables)
     return ZarrRaster(
-        text, store, variables, layout, chosen, tuple(names[each] for each in chosen), str(dtype), scaling
+        text, store, variables, layout, chosen, tuple(names[each] for each in chosen),
+        layout.dtype(np.result_type(*dtypes)), tuple(scales[each] for each in chosen) if scales else (),
     )  # fmt: skip
 
 
+def _stamp(store: str) -> tuple[tuple[str, int, int], ...]:
+    """What changes when a store of this machine is written anew: its metadata's names, times and sizes."""
+    folder = Path(store)
+    files = sorted(found for mark in METADATA for found in (*folder.glob(mark), *folder.glob(f"*/{mark}")))
+    stats = [(str(file), file.stat()) for file in files]
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
+
+
 @lru_cache(maxsize=16)
-def _opened(store: str) -> xr.Dataset:
+def _opened(store: str, _stamp: tuple[tuple[str, int, int], ...]) -> xr.Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of consolidated metadata that are not there, and of codecs without a standard
         return xr.open_dataset(
@@ -128,8 +138,3 @@ def _chosen(dataset: xr.Dataset, choice: str, name: str) -> tuple[str, ...]:
             f"one, or several as bands: STORE#{','.join(rasters[:2]) or 'NAME'}"
         )
     return chosen
-
-
-def _scaling(array: xr.DataArray) -> tuple[float, float] | None:
-    scale, offset = float(array.attrs.get("scale_factor", 1)), float(array.attrs.get("add_offset", 0))
-    return None if (scale, offset) == (1, 0) else (scale, offset)
