@@ -68,7 +68,7 @@ def manners(verbose: int) -> Iterator[None]:
         except KeyboardInterrupt as stop:
             number = stop.args[0] if stop.args else signal.SIGINT
             by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-            err.print(f"Stopped{by}. Nothing stands under the output's name that is not whole.")
+            err.print(f"Stopped{by}. What is finished is kept beside the output; --resume goes on with it.")
             sys.exit(STATUS_SIGNALLED + number)
 
 
