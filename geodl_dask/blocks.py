@@ -183,24 +183,33 @@ def _rolling(client: Client, array: da.Array, store: BlockStore, lattice: Lattic
 
 
 def _at_once(client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None) -> Tallies:
-    blocks, indices = array.to_delayed(), list(np.ndindex(*array.numblocks))
-    writes = [
-        delayed(_count_block)(store, lattice, index)
-        if store.is_done(index)
-        else delayed(_write_block)(store, lattice, index, blocks[index])
-        for index in indices
-    ]
-    futures = client.compute(writes, retries=RETRIES)
-    index_of = dict(zip(futures, indices, strict=True))
+    indices = list(np.ndindex(*array.numblocks))
+    there = {index: delayed(_count_kept)(store, lattice, index) for index in indices if store.is_done(index)}
+    missing = set(indices) - set(there)
+    for index, tally in _each(client, array, there):
+        if tally is None:
+            missing.add(index)
+        else:
+            yield tally
+    blocks = array.to_delayed()
+    writes = {index: delayed(_write_block)(store, lattice, index, blocks[index]) for index in sorted(missing)}
+    for _, tally in _each(client, array, writes):
+        yield tally
+
+
+def _each(client: Client, array: da.Array, tasks: dict[Index, Any]) -> Generator[tuple[Index, Any], None, None]:
+    """What the task of each block returns, as they end."""
+    futures = client.compute(list(tasks.values()), retries=RETRIES)
+    index_of = dict(zip(futures, tasks, strict=True))
     pending = as_completed(futures, loop=client.loop)
     try:
         for future in pending:
-            yield _result(future, array, index_of[future])
+            yield index_of[future], _result(future, array, index_of[future])
     finally:
         client.cancel(list(pending.futures))
 
 
-def _result(future: Any, array: da.Array, index: Index) -> Tally:
+def _result(future: Any, array: da.Array, index: Index) -> Any:
     try:
         return future.result()
     except BlockFailedError:
@@ -216,11 +225,11 @@ def _write_run(recipe: bytes, run: list[Index]) -> Tally:
     for index in run:
         failure = None
         try:
-            if store.is_done(index):
-                tally.add(_count_block(store, lattice, index))
-            else:
+            done = _count_kept(store, lattice, index) if store.is_done(index) else None
+            if done is None:
                 values = np.asarray(array.blocks[index].compute(scheduler="synchronous"))
-                tally.add(_write_block(store, lattice, index, values))
+                done = _write_block(store, lattice, index, values)
+            tally.add(done)
         except Exception as error:
             log.debug("block %s failed", index, exc_info=True)
             failure = _failure(array, index, error)
@@ -239,8 +248,15 @@ def _write_block(store: BlockStore, lattice: Lattice | None, index: Index, value
     return _count(values, lattice)
 
 
-def _count_block(store: BlockStore, lattice: Lattice | None, index: Index) -> Tally:
-    return _count(store.read_block(index), lattice)
+def _count_kept(store: BlockStore, lattice: Lattice | None, index: Index) -> Tally | None:
+    """None where the block cannot be read, so that it has to be computed again."""
+    try:
+        return _count(store.read_block(index), lattice)
+    except Exception as error:  # GDAL, a codec: each has its own
+        log.warning(
+            "Block %s is kept but cannot be read; it is computed again: %s: %s", index, type(error).__name__, error
+        )
+        return None
 
 
 def _count(values: np.ndarray, lattice: Lattice | None) -> Tally:

@@ -24,6 +24,8 @@ class Manifest:
     """All that a pixel depends on, by name: attributes of the result, its grid, type and blocks."""
     model: str
     """Where the model was."""
+    replaces: bool = False
+    """Whether it was said that an earlier result under that name may be replaced."""
     is_complete: bool = False
     """Whether the result is whole."""
     seconds: float = 0.0

@@ -16,7 +16,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -115,13 +115,20 @@ def manifest_of(out: Path) -> Path:
     return out.with_name(out.name + ".manifest.json")
 
 
+def parts_manifest(out: Path) -> Manifest | None:
+    """What the run was asked that has left parts; None where there are none, or it cannot be read."""
+    return Manifest.read(partial_of(out) / _MANIFEST)
+
+
 @dataclass
 class Growth:
     """A result that grows."""
 
     folder: Path
     """Where its parts are."""
-    is_worth_keeping: bool = False
+    replaces: bool = False
+    """Whether the result may replace an earlier one, as was said when it began."""
+    has_finished: Callable[[], bool] = lambda: False
     """Whether something is finished, so that the parts stay if the run ends early."""
 
 
@@ -131,7 +138,8 @@ def growing_output(
 ) -> Iterator[Growth]:
     """A folder for the parts of ``out``: empty, or with those of an earlier run of the same words, to be resumed.
 
-    asked : as `manifest.asked_of` gives it. It is gone afterwards, unless the run ends early and something is finished.
+    asked : as `manifest.asked_of` gives it. The folder is gone afterwards, unless the run ends early and something is
+    finished; a note to the exception then says so.
     Raises OutputExistsError where another run is writing there, or has left its parts and neither overwriting nor
     resuming was asked for, or resuming and it was asked something else.
     """
@@ -148,16 +156,20 @@ def growing_output(
     with _lock(partial, out):
         has_parts = any(left.name not in (_LOCK, _OWNER) for left in partial.iterdir())
         if resume and has_parts:
-            require_same(Manifest.read(partial / _MANIFEST), asked, partial)
+            found = Manifest.read(partial / _MANIFEST)
+            require_same(found, asked, partial)
+            growth = Growth(partial, replaces=found is not None and found.replaces, has_finished=lambda: True)
         else:
             _clear(partial)
-            Manifest(asked, model).write(partial / _MANIFEST)
-        growth = Growth(partial, is_worth_keeping=resume and has_parts)
+            Manifest(asked, model, replaces=overwrite).write(partial / _MANIFEST)
+            growth = Growth(partial, replaces=overwrite)
         with _heartbeat(partial / _OWNER):
             try:
                 yield growth
-            except BaseException:
-                if not growth.is_worth_keeping:
+            except BaseException as error:
+                if growth.has_finished():
+                    error.add_note(f"What is finished is kept in {partial}; --resume (resume=True) goes on with it.")
+                else:
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
         shutil.rmtree(partial, ignore_errors=True)

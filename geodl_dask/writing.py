@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
 from .blocks import BlockStore, Progress, Tally, lattice_of, regular_blocks, store_blocks
 from .errors import OutputError, OutputExistsError
 from .manifest import Manifest, asked_of, require_same
-from .outputs import Written, check_output, growing_output, manifest_of, publish
+from .outputs import Written, check_output, growing_output, manifest_of, parts_manifest, publish
 
 
 def write_result(
@@ -38,30 +39,25 @@ def write_result(
     started = time.perf_counter()
     out = check_output(path, suffixes, overwrite=overwrite, resume=resume, provenance=change.attrs)
     blocks, grid = regular_blocks(change), grid_of(change)
+    model = str(change.attrs.get("model", ""))
     asked = asked_of(
         change.attrs, name=change.name, dtype=str(blocks.dtype), blocks=[lengths[0] for lengths in blocks.chunks],
         shape=list(blocks.shape), transform=list(grid.transform)[:6], crs=str(grid.crs),
     )  # fmt: skip
-    if resume and os.path.lexists(out):
+    if resume and os.path.lexists(out) and not _replaces(out, asked):
         return _already_written(out, asked)
-    with growing_output(
-        out, asked=asked, model=str(change.attrs.get("model", "")), overwrite=overwrite, resume=resume
-    ) as growth:
-
-        def keep(done: int, total: int) -> None:
-            growth.is_worth_keeping = growth.is_worth_keeping or done > 0
-            if progress:
-                progress(done, total)
-
-        tally = store_blocks(blocks, begin(growth.folder), keep, lattice_of(change, blocks))
+    with growing_output(out, asked=asked, model=model, overwrite=overwrite, resume=resume) as growth:
+        store = begin(growth.folder)
+        growth.has_finished = lambda: any(store.is_done(index) for index in np.ndindex(*blocks.numblocks))
+        tally = store_blocks(blocks, store, progress, lattice_of(change, blocks))
         finished = finish(growth.folder, tally)
         written = Written(out, time.perf_counter() - started, dict(tally.pixels), tally.tiles, tally.empty_tiles)
-        manifest_of(out).unlink(missing_ok=True)
-        publish(finished, out, overwrite=overwrite)
+        if growth.replaces or not os.path.lexists(out):
+            manifest_of(out).unlink(missing_ok=True)  # of an earlier result, which it must not outlive
+        publish(finished, out, overwrite=growth.replaces)
         Manifest(
-            asked, str(change.attrs.get("model", "")), True, written.seconds, written.pixels, written.tiles,
-            written.empty_tiles,
-        ).write(manifest_of(out))  # fmt: skip
+            asked, model, growth.replaces, True, written.seconds, written.pixels, written.tiles, written.empty_tiles
+        ).write(manifest_of(out))
     return written
 
 
@@ -73,6 +69,13 @@ def grid_of(change: xr.DataArray) -> GeoBox:
             "The change raster has no CRS or no evenly spaced y, x coordinates; it cannot be placed on a map."
         )
     return grid
+
+
+def _replaces(out: Path, asked: dict[str, Any]) -> bool:
+    """Whether a run of the same words, which ended early, was to replace what stands there."""
+    left, standing = parts_manifest(out), Manifest.read(manifest_of(out))
+    is_whole = standing is not None and standing.is_complete and standing.asked == asked
+    return left is not None and left.replaces and left.asked == asked and not is_whole
 
 
 def _already_written(out: Path, asked: dict[str, Any]) -> Written:

@@ -66,6 +66,8 @@ def write_zarr(
     name = str(change.name or "change")
 
     def finish(folder: Path, tally: Tally) -> Path:
+        for half in (folder / "store.zarr").rglob("*.partial"):  # of a process that died while Zarr wrote
+            half.unlink(missing_ok=True)
         _list_found(folder / "store.zarr", name, list_values(change.attrs, tally.pixels))
         return folder / "store.zarr"
 

@@ -24,6 +24,7 @@ from .grids import Align, GridRequest, describe_grid, require_place, share_cover
 from .mask import POLYGON_SUFFIXES, open_polygons
 from .placing import find_move, move_raster
 from .sources import find_source
+from .states import state_of
 from .warping import Warp
 from .windows import Chunks, WindowedRaster, chunked
 from .zarr_raster import open_store
@@ -66,6 +67,8 @@ class RasterStack:
     """Where the result is wanted: on the same grid, where its first band is valid and not 0. None: everywhere."""
     accounts: tuple[str, ...]
     """What each raster was taken for, and how it came to the grid, for people."""
+    states: tuple[str, ...]
+    """What each was when it was opened, as `states.state_of` has it."""
 
     @property
     def grid(self) -> GeoBox:
@@ -174,8 +177,12 @@ def _stack(rasters: dict[str, Raster], request: GridRequest, mask: Any) -> Raste
     first = next(iter(rasters.values()))
     grid = target_grid(first.grid, request)
     moved = [_onto(raster, role, grid, request) for role, raster in rasters.items()]
-    wanted, account = (None, ()) if mask is None else _open_mask(mask, grid)
-    return RasterStack(tuple(raster for raster, _ in moved), wanted, (*(said for _, said in moved), *account))
+    states = [state_of(raster) for raster in rasters.values()]
+    if mask is None:
+        return RasterStack(tuple(raster for raster, _ in moved), None, tuple(said for _, said in moved), tuple(states))
+    wanted, account, state = _open_mask(mask, grid)
+    accounts = (*(said for _, said in moved), account)
+    return RasterStack(tuple(raster for raster, _ in moved), wanted, accounts, (*states, state))
 
 
 def _onto(raster: Raster, role: str, grid: GeoBox, request: GridRequest) -> tuple[Raster, str]:
@@ -208,14 +215,15 @@ def _onto(raster: Raster, role: str, grid: GeoBox, request: GridRequest) -> tupl
     return move_raster(source, move), ", ".join(said)
 
 
-def _open_mask(mask: Any, grid: GeoBox) -> tuple[Raster, tuple[str]]:
-    """A mask on the grid, each pixel from the nearest of the mask's, and what it was taken for."""
+def _open_mask(mask: Any, grid: GeoBox) -> tuple[Raster, str, str]:
+    """A mask on the grid, each pixel from the nearest of the mask's; what it was taken for, and its state."""
     if isinstance(mask, str | os.PathLike) and Path(mask).suffix.lower() in POLYGON_SUFFIXES:
         if not Path(mask).exists():
             raise RasterInputError(f"The mask {mask} does not exist (looked in {Path.cwd()}).")
-        return open_polygons(mask, grid), (f"mask {mask}: polygons",)
-    moved, account = _onto(open_raster(mask, "mask", (1,)), "mask", grid, GridRequest(resampling="nearest"))
-    return moved, (account,)
+        polygons = open_polygons(mask, grid)
+        return polygons, f"mask {mask}: polygons", state_of(polygons)
+    found = open_raster(mask, "mask", (1,))
+    return *_onto(found, "mask", grid, GridRequest(resampling="nearest")), state_of(found)
 
 
 def _is_raster(given: Any) -> bool:
