@@ -253,9 +253,7 @@ def _count_kept(store: BlockStore, lattice: Lattice | None, index: Index) -> Tal
     try:
         return _count(store.read_block(index), lattice)
     except Exception as error:  # GDAL, a codec: each has its own
-        log.warning(
-            "Block %s is kept but cannot be read; it is computed again: %s: %s", index, type(error).__name__, error
-        )
+        log.warning("Block %s is kept but unreadable, and computed again: %s: %s", index, type(error).__name__, error)
         return None
 
 

@@ -85,5 +85,5 @@ def require_same(found: Manifest | None, asked: Mapping[str, Any], where: Path) 
 
 
 def _shown(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
+    text = "nothing" if value in (None, "") else str(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
