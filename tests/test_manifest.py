@@ -103,7 +103,7 @@ def test_where_the_model_lies_does_not_matter_but_which_it_is(tmp_path):
         ({"mask": "fields.gpkg"}, "mask was nothing, is fields.gpkg"),
         ({"tile_size": [32, 16]}, r"tile_size was \[16, 16\], is \[32, 16\]"),
         ({"padding": 8, "crs": "EPSG:4326"}, "padding was 4, is 8; crs was EPSG:32633, is EPSG:4326"),
-        ({"arguments": "x" * 1000}, rf"arguments was , is {'x' * 200}\.\.\. Ask"),
+        ({"arguments": "x" * 1000}, rf"arguments was nothing, is {'x' * 200}\.\.\.\. Ask"),
     ],
 )
 def test_what_differs_is_named(tmp_path, change, says):

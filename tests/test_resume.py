@@ -293,8 +293,8 @@ def another_model(place, models, folder: Path) -> Path:
 
 
 DIFFERENCES = {
-    "arguments": (("--arguments", "padding 2"), "arguments was , is padding 2"),
-    "batch size": (("--arguments", "batch_size 3"), "arguments was , is batch_size 3"),
+    "arguments": (("--arguments", "padding 2"), "arguments was nothing, is padding 2"),
+    "batch size": (("--arguments", "batch_size 3"), "arguments was nothing, is batch_size 3"),
     "chunks": (("--chunks", "32"), r"blocks was \[24, 24\], is \[32, 32\]"),
     "extent": (("--extent", "500000", "5399980", "500030", "5400000"), r"shape was \[83, 109\], is \[40, 60\]"),
     "cell size": (("--cell-size", "1"), r"transform was \["),

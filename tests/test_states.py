@@ -82,7 +82,10 @@ def test_it_says_which_bands_are_read(folder, name):
             rasters = [array, array]
     else:
         rasters = [name, name]
-    assert len({state_of(open_raster(each, bands=bands)) for each, bands in zip(rasters, [(1, 2), (2, 1)])}) == 2
+    assert (
+        len({state_of(open_raster(each, bands=bands)) for each, bands in zip(rasters, [(1, 2), (2, 1)], strict=True)})
+        == 2
+    )
 
 
 IN_ANOTHER_PROCESS = """
