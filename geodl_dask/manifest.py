@@ -76,11 +76,13 @@ def require_same(found: Manifest | None, asked: Mapping[str, Any], where: Path) 
             "or say --overwrite (overwrite=True)."
         )
     differing = [key for key in {**found.asked, **asked} if found.asked.get(key) != asked.get(key)]
+    differing.sort(key=lambda key: len(f"{found.asked.get(key)}{asked.get(key)}"))  # the shortest says it best
     told = "; ".join(f"{key} was {_shown(found.asked.get(key))}, is {_shown(asked.get(key))}" for key in differing[:3])
+    more = f"; {', '.join(differing[3:])} too" if differing[3:] else ""
     if differing:
         raise OutputExistsError(
-            f"{where} is from another run, so it cannot be continued: {told}. Ask for the same, choose another name, "
-            "or say --overwrite (overwrite=True)."
+            f"{where} is from another run, so it cannot be continued: {told}{more}. Ask for the same, choose another "
+            "name, or say --overwrite (overwrite=True)."
         )
 
 

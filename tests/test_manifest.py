@@ -103,6 +103,10 @@ def test_where_the_model_lies_does_not_matter_but_which_it_is(tmp_path):
         ({"mask": "fields.gpkg"}, "mask was nothing, is fields.gpkg"),
         ({"tile_size": [32, 16]}, r"tile_size was \[16, 16\], is \[32, 16\]"),
         ({"padding": 8, "crs": "EPSG:4326"}, "padding was 4, is 8; crs was EPSG:32633, is EPSG:4326"),
+        (
+            {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5},
+            r"a was nothing, is 1; b was nothing, is 2; c was nothing, is 3; d, e too\. Ask",
+        ),
         ({"arguments": "x" * 1000}, rf"arguments was nothing, is {'x' * 200}\.\.\.\. Ask"),
     ],
 )
