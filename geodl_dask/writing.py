@@ -6,10 +6,11 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
 from .blocks import BlockStore, Progress, Tally, lattice_of, regular_blocks, store_blocks
@@ -39,10 +40,10 @@ def write_result(
     started = time.perf_counter()
     out = check_output(path, suffixes, overwrite=overwrite, resume=resume, provenance=change.attrs)
     blocks, grid = regular_blocks(change), grid_of(change)
-    model = str(change.attrs.get("model", ""))
+    model, crs = str(change.attrs.get("model", "")), cast("CRS", grid.crs)
     asked = asked_of(
         change.attrs, name=change.name, dtype=str(blocks.dtype), blocks=[lengths[0] for lengths in blocks.chunks],
-        shape=list(blocks.shape), transform=list(grid.transform)[:6], crs=str(grid.crs),
+        shape=list(blocks.shape), transform=list(grid.transform)[:6], crs=crs.proj.name, wkt=crs.to_wkt(),
     )  # fmt: skip
     if resume and os.path.lexists(out) and not _replaces(out, asked):
         return _already_written(out, asked)

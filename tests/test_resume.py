@@ -298,7 +298,7 @@ DIFFERENCES = {
     "chunks": (("--chunks", "32"), r"blocks was \[24, 24\], is \[32, 32\]"),
     "extent": (("--extent", "500000", "5399980", "500030", "5400000"), r"shape was \[83, 109\], is \[40, 60\]"),
     "cell size": (("--cell-size", "1"), r"transform was \["),
-    "CRS": (("--output-crs", "EPSG:25833"), "crs was EPSG:32633, is EPSG:25833"),
+    "CRS": (("--output-crs", "EPSG:25833"), "crs was WGS 84 / UTM zone 33N, is ETRS89 / UTM zone 33N"),
     "bands": (("--from-bands", "3,2,1"), r"raster_states was \['bands 1,2,3 of .*, is \['bands 3,2,1 of"),
     "mask": (("--mask", "FROM"), "mask was nothing, is "),
     "from raster": ({"from": "to"}, "from_raster was .*from.tif, is .*to.tif"),
