@@ -74,8 +74,8 @@ def _files_state(files: Iterable[Path]) -> str:
     if not states:
         return "a file elsewhere"
     size, changed = sum(size for _, size, _ in states), max(changed for *_, changed in states)
-    when = datetime.fromtimestamp(changed / 1e9, UTC).isoformat(timespec="microseconds")
-    said = f"{size:,} bytes of {when}"
+    second, ns = divmod(changed, 10**9)
+    said = f"{size:,} bytes of {datetime.fromtimestamp(second, UTC):%Y-%m-%d %H:%M:%S}.{ns:09} UTC"
     return said if len(states) == 1 else f"{len(states):,} files, {said} ({_digest(states)})"
 
 
