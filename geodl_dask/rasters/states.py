@@ -17,6 +17,9 @@ from .mask import PolygonMask
 from .windows import WindowedRaster
 from .zarr_raster import ZarrRaster
 
+ELSEWHERE = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz")
+"""How GDAL's names of what lies on a server begin; there each look costs a request."""
+
 NOT_PIXELS = ".aux.xml"
 """Where GDAL keeps statistics that anybody may have asked for meanwhile."""
 
@@ -42,7 +45,7 @@ def state_of(raster: WindowedRaster | RasterArray) -> str:
 def _dataset_state(dataset: str) -> str:
     """Of what GDAL opens: its text, if it is one, and its local files."""
     text = [f"text {_digest(dataset)}"] if dataset.startswith("<") else []
-    if dataset.startswith("/vsicurl"):
+    if dataset.startswith(ELSEWHERE):
         return "a file elsewhere"
     try:
         with opened(dataset) as found:
@@ -55,7 +58,7 @@ def _dataset_state(dataset: str) -> str:
 
 def _local(name: str) -> Path | None:
     """The file that holds what GDAL calls so; archives in its names stand before what they hold."""
-    if name.endswith(NOT_PIXELS) or name.startswith(("/vsicurl", "/vsis3", "/vsigs", "/vsiaz")):
+    if name.endswith(NOT_PIXELS) or name.startswith(ELSEWHERE):
         return None
     path = Path(name.split("/", 2)[-1] if name.startswith("/vsi") else name)
     return next((each for each in (path, *path.parents) if each.is_file()), None)
