@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -130,3 +131,9 @@ def test_mask_has_a_state_too(folder):
         assert len(before) == len(after) == 2
         assert before[0] == after[0]
         assert before[1] != after[1]
+
+
+@pytest.mark.parametrize("dataset", ["/vsicurl/http://127.0.0.1:1/a.tif", "/vsis3/bucket/a.tif", f"WMS:{'x' * 5000}"])
+def test_of_what_lies_elsewhere_nothing_is_asked(folder, dataset):
+    described = dataclasses.replace(open_raster("a.tif"), dataset=dataset)
+    assert state_of(described) == "bands 1,2,3 of a file elsewhere"

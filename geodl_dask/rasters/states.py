@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,7 +62,8 @@ def _local(name: str) -> Path | None:
     if name.endswith(NOT_PIXELS) or name.startswith(ELSEWHERE):
         return None
     path = Path(name.split("/", 2)[-1] if name.startswith("/vsi") else name)
-    return next((each for each in (path, *path.parents) if each.is_file()), None)
+    # pathlib's raises where a name is too long for a file, as an address may be.
+    return next((each for each in (path, *path.parents) if os.path.isfile(each)), None)  # noqa: PTH113
 
 
 def _below(place: str) -> Iterator[Path]:
