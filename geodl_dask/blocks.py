@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice, product
+from itertools import islice
 from typing import Any, Protocol
 
 import cloudpickle
@@ -77,6 +77,10 @@ class BlockStore(Protocol):
         """Whether block ``index`` (row, column) is finished."""
         ...
 
+    def read_block(self, index: Index) -> np.ndarray:
+        """Block ``index``, which is finished: (y, x) class values. Runs on workers."""
+        ...
+
     def write_block(self, index: Index, values: np.ndarray) -> None:
         """Keep block ``index``: (y, x) class values. Runs on workers."""
         ...
@@ -87,19 +91,16 @@ def store_blocks(
 ) -> Tally:
     """Write every block of ``array`` that ``store`` has not, on the active Dask client or else in this process.
 
-    array : (y, x) integers. Returns what was written. Raises BlockFailedError.
+    array : (y, x) integers. Returns what the store then holds: blocks that it had are counted too. Raises
+    BlockFailedError.
     """
-    rows, cols = array.numblocks
-    missing = [index for index in product(range(rows), range(cols)) if not store.is_done(index)]
-    heights, widths = array.chunks
-    kept = array.size - sum(heights[row] * widths[col] for row, col in missing)
     tally = Tally()
     write = _rolling if stands_alone(array) else _at_once
-    with _active_client() as client, closing(write(client, array, store, lattice, missing)) as finished:
+    with _active_client() as client, closing(write(client, array, store, lattice)) as finished:
         for more in finished:
             tally.add(more)
             if progress:
-                progress(kept + tally.pixels.total(), array.size)
+                progress(tally.pixels.total(), array.size)
     return tally
 
 
@@ -159,11 +160,10 @@ def _active_client() -> Iterator[Client]:
         yield client
 
 
-def _rolling(
-    client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None, missing: list[Index]
-) -> Tallies:
-    length = -(-len(missing) // MOST_TASKS) or 1
-    runs = iter([missing[start : start + length] for start in range(0, len(missing), length)])
+def _rolling(client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None) -> Tallies:
+    indices = list(np.ndindex(*array.numblocks))
+    length = -(-len(indices) // MOST_TASKS)
+    runs = iter([indices[start : start + length] for start in range(0, len(indices), length)])
     recipe = zlib.compress(cloudpickle.dumps((array, store, lattice)))  # it goes with every task
     lanes = max(1, sum(client.nthreads().values()))
     first_of: dict[Any, Index] = {}
@@ -182,22 +182,34 @@ def _rolling(
         client.cancel(list(pending.futures))
 
 
-def _at_once(
-    client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None, missing: list[Index]
-) -> Tallies:
+def _at_once(client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None) -> Tallies:
+    indices = list(np.ndindex(*array.numblocks))
+    there = {index: delayed(_count_kept)(store, lattice, index) for index in indices if store.is_done(index)}
+    missing = set(indices) - set(there)
+    for index, tally in _each(client, array, there):
+        if tally is None:
+            missing.add(index)
+        else:
+            yield tally
     blocks = array.to_delayed()
-    writes = [delayed(_write_block)(store, lattice, index, blocks[index]) for index in missing]
-    futures = client.compute(writes, retries=RETRIES)
-    index_of = dict(zip(futures, missing, strict=True))
+    writes = {index: delayed(_write_block)(store, lattice, index, blocks[index]) for index in sorted(missing)}
+    for _, tally in _each(client, array, writes):
+        yield tally
+
+
+def _each(client: Client, array: da.Array, tasks: dict[Index, Any]) -> Generator[tuple[Index, Any], None, None]:
+    """What the task of each block returns, as they end."""
+    futures = client.compute(list(tasks.values()), retries=RETRIES)
+    index_of = dict(zip(futures, tasks, strict=True))
     pending = as_completed(futures, loop=client.loop)
     try:
         for future in pending:
-            yield _result(future, array, index_of[future])
+            yield index_of[future], _result(future, array, index_of[future])
     finally:
         client.cancel(list(pending.futures))
 
 
-def _result(future: Any, array: da.Array, index: Index) -> Tally:
+def _result(future: Any, array: da.Array, index: Index) -> Any:
     try:
         return future.result()
     except BlockFailedError:
@@ -207,14 +219,17 @@ def _result(future: Any, array: da.Array, index: Index) -> Tally:
 
 
 def _write_run(recipe: bytes, run: list[Index]) -> Tally:
-    """Compute and keep some neighbouring blocks. Runs on workers."""
+    """Compute and keep those of some neighbouring blocks that are not kept yet. Runs on workers."""
     array, store, lattice = _recipe(recipe)
     tally = Tally()
     for index in run:
         failure = None
         try:
-            values = np.asarray(array.blocks[index].compute(scheduler="synchronous"))
-            tally.add(_write_block(store, lattice, index, values))
+            done = _count_kept(store, lattice, index) if store.is_done(index) else None
+            if done is None:
+                values = np.asarray(array.blocks[index].compute(scheduler="synchronous"))
+                done = _write_block(store, lattice, index, values)
+            tally.add(done)
         except Exception as error:
             log.debug("block %s failed", index, exc_info=True)
             failure = _failure(array, index, error)
@@ -230,6 +245,19 @@ def _failure(array: da.Array, index: Index, error: Exception) -> BlockFailedErro
 
 def _write_block(store: BlockStore, lattice: Lattice | None, index: Index, values: np.ndarray) -> Tally:
     store.write_block(index, values)
+    return _count(values, lattice)
+
+
+def _count_kept(store: BlockStore, lattice: Lattice | None, index: Index) -> Tally | None:
+    """None where the block cannot be read, so that it has to be computed again."""
+    try:
+        return _count(store.read_block(index), lattice)
+    except Exception as error:  # GDAL, a codec: each has its own
+        log.warning("Block %s is kept but unreadable, and computed again: %s: %s", index, type(error).__name__, error)
+        return None
+
+
+def _count(values: np.ndarray, lattice: Lattice | None) -> Tally:
     tiles, empty = (0, 0) if lattice is None else _count_tiles(values, lattice)
     return Tally(_count_pixels(values), tiles, empty)
 

@@ -73,9 +73,9 @@ def detect_change(
         another of rasterio's names.
 
     Returns an integer DataArray (y, x) of class values; its attributes hold the class table (CF ``flag_*``,
-    ``class_names``), ``_FillValue``, and the provenance, with what was done to each raster (``rasters``). A pixel is
-    nodata where either raster has no observation or the mask leaves it out. The model is loaded once, to see that it
-    takes these rasters.
+    ``class_names``), ``_FillValue``, and the provenance, with what was done to each raster (``rasters``) and size and
+    time of its files (``raster_states``). A pixel is nodata where either raster has no observation or the mask leaves
+    it out. The model is loaded once, to see that it takes these rasters.
     Raises a RequestError (see `geodl_dask.errors`) that says what is wrong.
     """
     stack = open_pair(from_raster, to_raster, request_grid(grid), from_bands=from_bands, to_bands=to_bands, mask=mask)
@@ -242,6 +242,7 @@ def _label(
         **places,
         **({} if stack.mask is None else {"mask": stack.mask.name}),
         "rasters": list(stack.accounts),
+        "raster_states": list(stack.states),
         "tile_size": list(plan.tile.size_yx),
         "padding": plan.tile.padding,
         "geodl_dask_version": __version__,

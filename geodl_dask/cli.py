@@ -108,6 +108,7 @@ def _run_options(command: Any) -> Any:
         ),
         click.option("--chunks", type=_Chunks(), default="auto", show_default=True, help="Side of a block, pixels."),
         click.option("--overwrite", is_flag=True, help="Replace OUT once the new result is whole."),
+        click.option("--resume", is_flag=True, help="Go on with what an interrupted run has left, if one has."),
         _verbosity,
     )  # fmt: skip
     for option in reversed(options):
@@ -156,13 +157,15 @@ def classify_command(raster: str, output: str, model: str, **options: Any) -> No
 
 def _run(
     plan: Callable[..., xr.DataArray], output: str, places: dict[str, str], *, workers: int | None, gpu_id: int | None,
-    overwrite: bool, quiet: bool, verbose: int, processor_type: str, **keywords: Any,
+    overwrite: bool, resume: bool, quiet: bool, verbose: int, processor_type: str, **keywords: Any,
 ) -> None:  # fmt: skip
     """Plan, compute, write, sum up. ``plan`` takes the processor and ``keywords``."""
     from .devices import worker_gpus
 
     started = time.perf_counter()
-    write = _writer_of(output, overwrite=overwrite, provenance={**places, **keywords})
+    write = partial(
+        _writer_of(output, overwrite=overwrite, resume=resume, provenance={**places, **keywords}), resume=resume
+    )
     with err.status("Opening the model and the rasters") if not quiet else nullcontext():
         gpus = worker_gpus(processor_type, gpu_id=gpu_id, workers=workers)
         result = plan(processor=processor_type, **keywords)
@@ -266,11 +269,11 @@ def _client(workers: int | None, gpus: tuple[str, ...], *, quiet: bool) -> Itera
         yield
 
 
-def _writer_of(output: str, *, overwrite: bool, provenance: dict[str, Any] | None = None) -> Any:
+def _writer_of(output: str, *, overwrite: bool, resume: bool = False, provenance: dict[str, Any] | None = None) -> Any:
     """The writer that the output's ending asks for, once it is clear that the output may be written."""
     from .outputs import check_output
 
-    path = check_output(output, (".tif", ".tiff", ".zarr"), overwrite=overwrite, provenance=provenance)
+    path = check_output(output, (".tif", ".tiff", ".zarr"), overwrite=overwrite, resume=resume, provenance=provenance)
     if path.suffix.lower() == ".zarr":
         from .zarr_store import write_zarr
 

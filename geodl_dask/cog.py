@@ -22,10 +22,11 @@ from rasterio._err import CPLE_BaseError
 from rasterio.dtypes import dtype_rev
 from rasterio.enums import Resampling
 
-from .blocks import Index, Progress, lattice_of, regular_blocks, store_blocks
+from .blocks import Index, Progress, Tally, regular_blocks
 from .classes import ClassTable, list_values
-from .errors import OutputError, RunError
-from .outputs import Written, check_output, growing_output, publish
+from .errors import RunError
+from .outputs import Written
+from .writing import grid_of, write_result
 
 COG_BLOCK_PX = 512
 GDAL_CACHE_MB = 256
@@ -51,6 +52,11 @@ class GeoTiffParts:
         """Whether the part is there."""
         return self.path(index).exists()
 
+    def read_block(self, index: Index) -> np.ndarray:
+        """One part: (y, x). Runs on workers."""
+        with rasterio.open(self.path(index)) as dataset:
+            return np.asarray(dataset.read(1))
+
     def write_block(self, index: Index, values: np.ndarray) -> None:
         """Write one part, atomically: (y, x). Runs on workers."""
         part = self.path(index)
@@ -63,6 +69,9 @@ class GeoTiffParts:
         }  # fmt: skip
         with rasterio.open(unfinished, "w", **profile) as dataset:
             dataset.write(values, 1)
+        with rasterio.open(unfinished) as dataset:  # GDAL says nothing of what a full disk has swallowed on closing
+            if not np.array_equal(dataset.read(1), values):
+                raise OSError(f"{part} was not written whole. Is the disk full?")
         unfinished.replace(part)
 
 
@@ -71,6 +80,7 @@ def write_cog(
     path: str | os.PathLike[str],
     *,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Written:
     """Compute a change raster block by block into a Cloud-Optimized GeoTIFF.
@@ -78,29 +88,32 @@ def write_cog(
     change : (y, x) integers as `detect_change` gives it. The file has the class colours as its palette, nodata,
     overviews by the most frequent value, and class table and provenance as tags.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
+    resume : go on with what an interrupted run of the same words has left, if one has; a result that is whole is left
+    as it is.
     Raises OutputError, OutputExistsError, BlockFailedError or, where the last pass fails, RunError; what was there
     before stays until the new one is whole.
     """
-    started = time.perf_counter()
     blocks = regular_blocks(change)
-    out = check_output(path, (".tif", ".tiff"), overwrite=overwrite, provenance=change.attrs)
-    grid = change.odc.geobox
-    if not isinstance(grid, GeoBox) or grid.crs is None:
-        raise OutputError(
-            "The change raster has no CRS or no evenly spaced y, x coordinates; it cannot be placed on a map."
+    grid = grid_of(change)
+
+    def begin(folder: Path) -> GeoTiffParts:
+        return GeoTiffParts(str(folder), grid.transform, (blocks.chunks[0][0], blocks.chunks[1][0]))
+
+    def finish(folder: Path, tally: Tally) -> Path:
+        mosaic, finished = folder / "parts.vrt", folder / "finished.tif"
+        finished.unlink(missing_ok=True)  # what a run that was stopped in this very pass has left
+        mosaic.write_text(
+            _mosaic(blocks, begin(folder), grid, list_values(change.attrs, tally.pixels)), encoding="utf-8"
         )
-    with growing_output(out, overwrite=overwrite) as partial:
-        parts = GeoTiffParts(str(partial), grid.transform, (blocks.chunks[0][0], blocks.chunks[1][0]))
-        tally = store_blocks(blocks, parts, progress, lattice_of(change, blocks))
-        mosaic = partial / "parts.vrt"
-        mosaic.write_text(_mosaic(blocks, parts, grid, list_values(change.attrs, tally.pixels)), encoding="utf-8")
-        finished = partial / "finished.tif"
         try:
             _translate(mosaic, finished)
-        except (CPLE_BaseError, rasterio.errors.RasterioError) as error:
-            raise RunError(f"{out} could not be put together from its blocks: {error}. Is the disk full?") from error
-        publish(finished, out, overwrite=overwrite)
-    return Written(out, time.perf_counter() - started, dict(tally.pixels), tally.tiles, tally.empty_tiles)
+        except (CPLE_BaseError, rasterio.errors.RasterioError, SystemError) as error:
+            raise RunError(f"{path} could not be put together from its blocks: {error}. Is the disk full?") from error
+        return finished
+
+    return write_result(
+        change, path, (".tif", ".tiff"), begin, finish, overwrite=overwrite, resume=resume, progress=progress
+    )
 
 
 def _translate(mosaic: Path, finished: Path) -> None:

@@ -2,8 +2,9 @@
 
 A result grows in ``OUT.partial`` beside ``OUT`` and is renamed when it is whole. So nothing half
 written ever stands under the name that was asked for, and an old result stays until the new one is
-whole. One run at a time writes there: it holds a lock, which the system takes back however the run
-ends.
+whole. What a run that ended early has finished stays there, with a manifest that says what it was asked,
+until a run goes on with it or begins anew. One run at a time writes there: it holds a lock, which the
+system takes back however the run ends.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -23,10 +26,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .errors import OutputError, OutputExistsError, RunError
+from .manifest import Manifest, require_same
 
 log = logging.getLogger(__name__)
 
-_LOCK, _OWNER = "lock", "owner"
+_LOCK, _OWNER, _MANIFEST = "lock", "owner", "manifest.json"
+_BEAT_EVERY_S, _SILENT_AFTER_S = 15, 120
 _INPUTS = ("from_raster", "to_raster", "raster", "model", "mask", "like", "snap_raster")
 _ZARR_RECORDS = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")
 
@@ -52,15 +57,19 @@ def check_output(
     suffixes: tuple[str, ...],
     *,
     overwrite: bool,
+    resume: bool = False,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """The output's absolute path, if a result may be written there.
 
+    resume : what stands there may be of the same run, which `growing_output` sees to.
     provenance : the result's attributes, which name its inputs.
     Raises OutputError for another suffix or a folder that is not there, OutputExistsError for what stands under that
     name, or was left by an interrupted run, and overwriting was not asked for; and, even if it was, for an input, or
     a folder that is no Zarr store.
     """
+    if overwrite and resume:
+        raise OutputError("overwrite and resume were both asked for: begin anew, or go on? Leave one out.")
     out = Path(path).absolute()
     if "://" in str(path):
         raise OutputError(f"The output {path} is a URL; results are written to local disks: give a path.")
@@ -79,8 +88,11 @@ def check_output(
         (out, "exists"),
         (partial, f"is what an interrupted run left, or one that is running{_owner_in_words(partial)}"),
     ):
-        if os.path.lexists(standing) and not overwrite:
-            raise OutputExistsError(f"{standing} {what}. Choose another name, or say --overwrite (overwrite=True).")
+        if os.path.lexists(standing) and not overwrite and not resume:
+            go_on = "go on with it by --resume (resume=True), " if standing == partial else ""
+            raise OutputExistsError(
+                f"{standing} {what}. Choose another name, {go_on}or say --overwrite (overwrite=True)."
+            )
     named = (str(provenance[key]) for key in _INPUTS if provenance.get(key)) if provenance else ()
     if any(_share_files(out, Path(each)) for each in named):
         raise OutputExistsError(
@@ -98,32 +110,69 @@ def partial_of(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-@contextmanager
-def growing_output(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder for the parts of ``out``, without those of an earlier run; gone afterwards, however the run went.
+def manifest_of(out: Path) -> Path:
+    """The manifest beside a result."""
+    return out.with_name(out.name + ".manifest.json")
 
-    Raises OutputExistsError where another run is writing there, or has left its parts and overwriting was not asked
-    for.
+
+def parts_manifest(out: Path) -> Manifest | None:
+    """What the run was asked that has left parts; None where there are none, or it cannot be read."""
+    return Manifest.read(partial_of(out) / _MANIFEST)
+
+
+@dataclass
+class Growth:
+    """A result that grows."""
+
+    folder: Path
+    """Where its parts are."""
+    replaces: bool = False
+    """Whether the result may replace an earlier one, as was said when it began."""
+    has_finished: Callable[[], bool] = lambda: False
+    """Whether something is finished, so that the parts stay if the run ends early."""
+
+
+@contextmanager
+def growing_output(
+    out: Path, *, asked: dict[str, Any], model: str = "", overwrite: bool = False, resume: bool = False
+) -> Iterator[Growth]:
+    """A folder for the parts of ``out``: empty, or with those of an earlier run of the same words, to be resumed.
+
+    asked : as `manifest.asked_of` gives it. The folder is gone afterwards, unless the run ends early and something is
+    finished; a note to the exception then says so.
+    Raises OutputExistsError where another run is writing there, or has left its parts and neither overwriting nor
+    resuming was asked for, or resuming and it was asked something else.
     """
     partial = partial_of(out)
     try:
-        partial.mkdir(exist_ok=overwrite)
+        partial.mkdir(exist_ok=overwrite or resume)
     except FileExistsError as error:
         raise OutputExistsError(f"{partial} is there already{_owner_in_words(partial)}; remove it.") from error
-    host, process = _owner_of(partial)
-    if host not in (None, socket.gethostname()):  # not every network file system tells of another machine's locks
+    if elsewhere := _owner_elsewhere(partial):
         raise OutputExistsError(
-            f"Process {process} on {host} is writing {out}, or was. If it has ended, remove {partial}."
+            f"{elsewhere} is writing {out}. Wait for its end, or choose another name; if it has died, go on "
+            f"{_SILENT_AFTER_S} seconds later."
         )
     with _lock(partial, out):
-        for left in partial.iterdir():
-            if left.name != _LOCK:
-                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-        (partial / _OWNER).write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
-        try:
-            yield partial
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        has_parts = any(left.name not in (_LOCK, _OWNER) for left in partial.iterdir())
+        if resume and has_parts:
+            found = Manifest.read(partial / _MANIFEST)
+            require_same(found, asked, partial)
+            growth = Growth(partial, replaces=found is not None and found.replaces, has_finished=lambda: True)
+        else:
+            _clear(partial)
+            Manifest(asked, model, replaces=overwrite).write(partial / _MANIFEST)
+            growth = Growth(partial, replaces=overwrite)
+        with _heartbeat(partial / _OWNER):
+            try:
+                yield growth
+            except BaseException as error:
+                if growth.has_finished():
+                    error.add_note(f"What is finished is kept in {partial}; --resume (resume=True) goes on with it.")
+                else:
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _lock(partial: Path, out: Path) -> AbstractContextManager[object]:
@@ -138,6 +187,46 @@ def _lock(partial: Path, out: Path) -> AbstractContextManager[object]:
             raise
         log.warning("There are no locks on the file system of %s: let no other run write it meanwhile.", out)
         return nullcontext()
+
+
+@contextmanager
+def _heartbeat(owner: Path) -> Iterator[None]:
+    """Say in a file that this process is at work, again and again; gone when it is not."""
+    owner.write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_BEAT_EVERY_S):
+            with suppress(OSError):
+                os.utime(owner)
+
+    thread = threading.Thread(target=beat, name="geodl-dask-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        owner.unlink(missing_ok=True)
+
+
+def _owner_elsewhere(partial: Path) -> str | None:
+    """The process of another machine that is at work there; not every network file system tells of its locks."""
+    host, process = _owner_of(partial)
+    if host in (None, socket.gethostname()):
+        return None
+    with tempfile.NamedTemporaryFile(dir=partial) as now, suppress(FileNotFoundError):  # by the file system's clock
+        silent_s = Path(now.name).stat().st_mtime - (partial / _OWNER).stat().st_mtime
+        if silent_s <= _SILENT_AFTER_S:
+            return f"Process {process} on {host}"
+    return None
+
+
+def _clear(partial: Path) -> None:
+    """Remove what an earlier run left."""
+    for left in partial.iterdir():
+        if left.name != _LOCK:
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
 def publish(finished: Path, out: Path, *, overwrite: bool) -> None:

@@ -60,16 +60,25 @@ def manners(verbose: int) -> Iterator[None]:
         except (GeodlError, EcdError) as error:
             if verbose:
                 err.print_exception()
-            err.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
+            _print_error(error)
             sys.exit(STATUS_ASKED_WRONGLY if isinstance(error, RequestError | EcdError) else STATUS_FAILED)
         except OSError as error:  # a full disk, a folder that is gone
-            err.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
+            _print_error(error)
             sys.exit(STATUS_FAILED)
         except KeyboardInterrupt as stop:
             number = stop.args[0] if stop.args else signal.SIGINT
             by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-            err.print(f"Stopped{by}. Nothing stands under the output's name that is not whole.")
+            err.print(" ".join([f"Stopped{by}.", *_notes(stop)]), soft_wrap=True)
             sys.exit(STATUS_SIGNALLED + number)
+
+
+def _print_error(error: Exception) -> None:
+    err.print(Text.assemble(("Error: ", "bold red"), " ".join([str(error), *_notes(error)])), soft_wrap=True)
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was added to an error on its way, such as what is kept."""
+    return getattr(error, "__notes__", [])
 
 
 @contextmanager

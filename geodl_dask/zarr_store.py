@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
-from odc.geo.geobox import GeoBox
 
-from .blocks import Index, Progress, lattice_of, regular_blocks, store_blocks
+from .blocks import Index, Progress, Tally, regular_blocks
 from .classes import ClassTable, list_values
-from .errors import OutputError
-from .outputs import Written, check_output, growing_output, publish
+from .outputs import Written
+from .writing import grid_of, write_result
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,10 @@ class ZarrBlocks:
         """Whether the chunk's file is there."""
         return Path(self.path, "c", str(index[0]), str(index[1])).exists()
 
+    def read_block(self, index: Index) -> np.ndarray:
+        """One whole chunk: (y, x). Runs on workers."""
+        return np.asarray(zarr.open_array(self.path, mode="r").blocks[index])
+
     def write_block(self, index: Index, values: np.ndarray) -> None:
         """Write one whole chunk: (y, x). Runs on workers."""
         row, col = index[0] * self.block_yx[0], index[1] * self.block_yx[1]
@@ -47,6 +49,7 @@ def write_zarr(
     path: str | os.PathLike[str],
     *,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Written:
     """Compute a change raster block by block into a Zarr (version 3) store.
@@ -54,33 +57,36 @@ def write_zarr(
     change : (y, x) integers as `detect_change` gives it. The store holds it under its name, with class table, nodata
     and provenance as attributes, coordinates, and the CRS in ``spatial_ref`` (CF) and for GDAL.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
+    resume : go on with what an interrupted run of the same words has left, if one has; a result that is whole is left
+    as it is.
     Raises OutputError, OutputExistsError or BlockFailedError; what was there before stays until the new one is whole.
     """
-    started = time.perf_counter()
     blocks = regular_blocks(change)
-    out = check_output(path, (".zarr",), overwrite=overwrite, provenance=change.attrs)
     block_yx = (blocks.chunks[0][0], blocks.chunks[1][0])
-    with growing_output(out, overwrite=overwrite) as partial:
-        store = partial / out.name
-        name = str(change.name or "change")
-        _create(change.copy(data=blocks).rename(name), store, block_yx)
-        tally = store_blocks(blocks, ZarrBlocks(str(store / name), block_yx), progress, lattice_of(change, blocks))
-        _list_found(store, name, list_values(change.attrs, tally.pixels))
-        publish(store, out, overwrite=overwrite)
-    return Written(out, time.perf_counter() - started, dict(tally.pixels), tally.tiles, tally.empty_tiles)
+    name = str(change.name or "change")
+
+    def finish(folder: Path, tally: Tally) -> Path:
+        for half in (folder / "store.zarr").rglob("*.partial"):  # of a process that died while Zarr wrote
+            half.unlink(missing_ok=True)
+        _list_found(folder / "store.zarr", name, list_values(change.attrs, tally.pixels))
+        return folder / "store.zarr"
+
+    def begin(folder: Path) -> ZarrBlocks:
+        if not (folder / "store.zarr").exists():
+            _create(change.copy(data=blocks).rename(name), folder / "new.zarr", block_yx)
+            (folder / "new.zarr").rename(folder / "store.zarr")
+        return ZarrBlocks(str(folder / "store.zarr" / name), block_yx)
+
+    return write_result(change, path, (".zarr",), begin, finish, overwrite=overwrite, resume=resume, progress=progress)
 
 
 def _create(change: xr.DataArray, store: Path, block_yx: tuple[int, int]) -> None:
     """The store with everything but its chunks."""
-    grid, table = change.odc.geobox, ClassTable.from_attrs(change.attrs)
-    if not isinstance(grid, GeoBox) or grid.crs is None:
-        raise OutputError(
-            "The change raster has no CRS or no evenly spaced y, x coordinates; it cannot be placed on a map."
-        )
+    grid, table = grid_of(change), ClassTable.from_attrs(change.attrs)
     variable = change.drop_encoding()
     variable.attrs = dict(change.attrs)
     # GDAL's Zarr driver reads the CRS from here; CF readers follow grid_mapping to spatial_ref.
-    variable.attrs["_CRS"] = {"wkt": grid.crs.to_wkt()}
+    variable.attrs["_CRS"] = {"wkt": grid.crs.to_wkt() if grid.crs else ""}
     nodata = variable.attrs.pop("_FillValue", table.nodata if table else None)
     encoding = {"chunks": block_yx, "write_empty_chunks": True, "grid_mapping": "spatial_ref"}
     if nodata is not None:

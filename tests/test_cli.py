@@ -238,7 +238,10 @@ def test_failed_block_ends_the_run_and_the_old_output_stays(output, workers, inp
     assert re.match(
         r"Error: The block at row \d+, column \d+ failed: RasterReadError: .*half\.tif cannot be read at row", message
     )
-    assert listing(tmp_path) == before
+    partial = tmp_path / f"{output}.partial"
+    assert message.endswith(f" What is finished is kept in {partial}; --resume (resume=True) goes on with it.")
+    assert partial.is_dir()
+    assert {path: at for path, at in listing(tmp_path).items() if not path.startswith(str(partial))} == before
 
 
 # Stopped: status 130
@@ -249,7 +252,7 @@ def start_and_wait_for_blocks(output: Path, inputs, *options: str) -> subprocess
     running = subprocess.Popen(
         [COMMAND, "detect-change", *words, "--quiet"], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    kept = {".tif": "*.partial/*.tif", ".zarr": "*.partial/*/change/c/*/*"}[output.suffix]
+    kept = {".tif": "*.partial/*.tif", ".zarr": "*.partial/*/change/c/*/*[0-9]"}[output.suffix]
     until = time.monotonic() + 30
     while not any(output.parent.glob(kept)):
         assert running.poll() is None, running.stderr.read()
@@ -263,7 +266,9 @@ def start_and_wait_for_blocks(output: Path, inputs, *options: str) -> subprocess
     [(signal.SIGINT, "Stopped."), (signal.SIGTERM, "Stopped by SIGTERM."), (signal.SIGHUP, "Stopped by SIGHUP.")],
 )
 @pytest.mark.parametrize(("output", "workers"), [("change.tif", ()), ("change.zarr", ("--workers", "2"))])
-def test_stop_ends_in_one_line_and_no_output(output, workers, number, says, inputs, tmp_path, heeding_interrupts):
+def test_stop_ends_in_one_line_and_keeps_what_is_finished(
+    output, workers, number, says, inputs, tmp_path, heeding_interrupts
+):
     running = start_and_wait_for_blocks(tmp_path / output, inputs, *workers)
     if number == signal.SIGINT:
         os.killpg(running.pid, number)  # as a terminal does, worker processes too
@@ -271,8 +276,11 @@ def test_stop_ends_in_one_line_and_no_output(output, workers, number, says, inpu
         running.send_signal(number)
     _, stderr = running.communicate(timeout=30)
     assert running.returncode == 128 + number
-    assert stderr.splitlines() == [f"{says} Nothing stands under the output's name that is not whole."]
-    assert listing(tmp_path) == {}
+    partial = tmp_path / f"{output}.partial"
+    kept = f"What is finished is kept in {partial}; --resume (resume=True) goes on with it."
+    assert stderr.splitlines() == [f"{says} {kept}"]
+    assert list(tmp_path.iterdir()) == [partial]
+    assert "owner" not in [path.name for path in partial.iterdir()]
 
 
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")])
@@ -322,7 +330,7 @@ def test_summary_says_where_how_long_and_how_much(output, inputs, pixels, tmp_pa
         assert line.split()[1:] == [
             str(each["Value"]), *each["Name"].split(), f"{share * values.size * 0.25 / 1e4:.2f}", "ha", f"{share:.2%}",
         ]  # fmt: skip
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [path, Path(f"{path}.manifest.json")]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -361,7 +369,9 @@ def test_overwrite_replaces_the_output(inputs, tmp_path):
         assert detect(inputs, tmp_path / output, "--overwrite").exit_code == 0
         assert detect(inputs, tmp_path / output, "--overwrite").exit_code == 0
     np.testing.assert_array_equal(*(read(tmp_path / output) for output in OUTPUTS))
-    assert sorted(tmp_path.iterdir()) == [tmp_path / output for output in OUTPUTS]
+    assert sorted(tmp_path.iterdir()) == [
+        tmp_path / f"{output}{suffix}" for output in OUTPUTS for suffix in ("", ".manifest.json")
+    ]
 
 
 def test_names_are_printed_as_they_are(inputs, models, pixels, tmp_path):

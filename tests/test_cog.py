@@ -60,6 +60,14 @@ def change_raster(values, *, chunks=BLOCK, crs="EPSG:32633", transform=TRANSFORM
     return xr.DataArray(data, dims=("y", "x"), coords=xr_coords(grid, dims=("y", "x")), name="change", attrs=attrs)
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def file_contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def read(path: Path) -> np.ndarray:
     with rasterio.open(path) as dataset:
         return dataset.read(1)
@@ -90,7 +98,7 @@ def test_file_is_a_valid_cog_with_every_bit_on_the_same_grid(tmp_path, shape, dt
         assert dataset.block_shapes == [(512, 512)]
     assert sum(written.pixels.values()) == values.size
     assert written.pixels.get(HIGHEST[dtype], 0) == (values == HIGHEST[dtype]).sum()
-    assert [path.name for path in tmp_path.iterdir()] == ["change.tif"]
+    assert names(tmp_path) == ["change.tif", "change.tif.manifest.json"]
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:2263", "+proj=laea +lat_0=52 +lon_0=10 +ellps=GRS80 +units=m"])
@@ -191,18 +199,20 @@ def fail_at_the_end(block: np.ndarray, block_id: tuple[int, int] = (0, 0)) -> np
     return block
 
 
-def test_failed_run_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_failed_run_leaves_the_old_file_and_its_own_parts(tmp_path):
     values = classes((33, 57))
     write_cog(change_raster(values), tmp_path / "change.tif")
     change = change_raster(values, chunks=16)
     change = change.copy(data=change.data.map_blocks(fail_at_the_end, dtype=np.uint8))
+    before = file_contents(tmp_path)
     with pytest.raises(BlockFailedError, match="row 32, column 48 failed: ValueError: out of tune"):
         write_cog(change, tmp_path / "change.tif", overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["change.tif"]
+    assert names(tmp_path) == ["change.tif", "change.tif.manifest.json", "change.tif.partial"]
+    assert file_contents(tmp_path) == before
     np.testing.assert_array_equal(read(tmp_path / "change.tif"), values)
 
 
-def test_failed_last_pass_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_failed_last_pass_leaves_the_old_file_and_its_own_parts(tmp_path):
     values = classes((33, 57))
     write_cog(change_raster(values), tmp_path / "change.tif")
 
@@ -210,10 +220,27 @@ def test_failed_last_pass_leaves_the_old_file_and_nothing_else(tmp_path):
         if done_px == all_px:
             (tmp_path / "change.tif.partial" / "0_0.tif").unlink()
 
+    before = file_contents(tmp_path)
+    again = change_raster(values, chunks=16)
     with pytest.raises(RunError, match=r"put together from its blocks: .*0_0\.tif"):
-        write_cog(change_raster(values), tmp_path / "change.tif", overwrite=True, progress=lose_a_part)
-    assert [path.name for path in tmp_path.iterdir()] == ["change.tif"]
+        write_cog(again, tmp_path / "change.tif", overwrite=True, progress=lose_a_part)
+    assert names(tmp_path) == ["change.tif", "change.tif.manifest.json", "change.tif.partial"]
+    assert file_contents(tmp_path) == before
+    write_cog(again, tmp_path / "change.tif", resume=True)  # in the old one's place, as was said
+    assert names(tmp_path) == ["change.tif", "change.tif.manifest.json"]
     np.testing.assert_array_equal(read(tmp_path / "change.tif"), values)
+
+
+def test_run_without_a_finished_block_leaves_nothing(tmp_path):
+    def fail(block):
+        raise ValueError("out of tune")
+
+    change = change_raster(classes((33, 57)))
+    change = change.copy(data=change.data.map_blocks(fail, dtype=np.uint8, meta=np.empty((0, 0), np.uint8)))
+    with pytest.raises(BlockFailedError, match="out of tune") as raised:
+        write_cog(change, tmp_path / "change.tif")
+    assert names(tmp_path) == []
+    assert not hasattr(raised.value, "__notes__")
 
 
 def test_part_lies_where_its_block_lies(tmp_path):

@@ -20,6 +20,7 @@ from distributed import Client, LocalCluster
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
+from geodl_dask import blocks as blocks_module
 from geodl_dask.classes import ClassTable, ModelClass
 from geodl_dask.errors import BlockFailedError, OutputError, OutputExistsError
 from geodl_dask.zarr_store import ZarrBlocks, write_zarr
@@ -60,6 +61,10 @@ def stored(path: Path) -> xr.DataArray:
     return xr.open_zarr(path, mask_and_scale=False)["change"]
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def chunk_files(path: Path) -> set[tuple[int, ...]]:
     chunks = path / "change" / "c"
     return {tuple(map(int, file.relative_to(chunks).parts)) for file in chunks.rglob("*") if file.is_file()}
@@ -78,7 +83,7 @@ def test_store_gives_back_every_bit_on_the_same_grid(tmp_path, shape, dtype):
     assert (array.rio.crs, array.rio.transform()) == ("EPSG:32633", TRANSFORM)
     assert written.path == tmp_path / "change.zarr"
     assert written.pixels == {value: count for value, count in _counts(values).items() if count}
-    assert [path.name for path in tmp_path.iterdir()] == ["change.zarr"]
+    assert names(tmp_path) == ["change.zarr", "change.zarr.manifest.json"]
 
 
 def _counts(values: np.ndarray) -> dict[int, int]:
@@ -181,16 +186,17 @@ def failing(values: np.ndarray) -> xr.DataArray:
     return change.copy(data=change.data.map_blocks(fail_at_the_end, dtype=values.dtype))
 
 
-def test_failed_run_leaves_the_old_store_and_nothing_else(tmp_path):
+def test_failed_run_leaves_the_old_store_and_its_own_parts(tmp_path):
     values = classes((37, 53))
     write_zarr(change_raster(values), tmp_path / "change.zarr")
     with pytest.raises(BlockFailedError, match="row 32, column 48 failed: ValueError: out of tune"):
         write_zarr(failing(values), tmp_path / "change.zarr", overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["change.zarr"]
+    assert names(tmp_path) == ["change.zarr", "change.zarr.manifest.json", "change.zarr.partial"]
     np.testing.assert_array_equal(stored(tmp_path / "change.zarr").values, values)
 
 
-def test_block_that_is_late_does_not_bring_a_failed_run_back(tmp_path):
+def test_block_that_is_late_does_not_bring_a_failed_run_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks_module, "RETRIES", 0)  # before which others would have finished
     values = classes((37, 53))
 
     def late(block, block_id):

@@ -26,6 +26,7 @@ from .mask import POLYGON_SUFFIXES, open_polygons
 from .overlap import nearest_turn, share_covered
 from .placing import find_move, move_raster
 from .sources import find_source
+from .states import state_of
 from .warping import OVERVIEW_METHODS, TILE_SOURCE_LIMIT, Warp
 from .windows import Chunks, WindowedRaster, chunked
 from .zarr_raster import ZarrRaster, open_store
@@ -69,6 +70,8 @@ class RasterStack:
     """Where the result is wanted: on the same grid, where its first band is valid and not 0. None: everywhere."""
     accounts: tuple[str, ...]
     """What each raster was taken for, and how it came to the grid, for people."""
+    states: tuple[str, ...]
+    """What each was when it was opened, as `states.state_of` has it."""
 
     @property
     def grid(self) -> GeoBox:
@@ -178,8 +181,12 @@ def _stack(rasters: dict[str, Raster], request: GridRequest, mask: Any) -> Raste
                 f"from_raster is {describe_grid(first.grid)}. Are both CRS right?"
             )
     moved = [_onto(_turned(raster, grid), role, grid, request) for role, raster in rasters.items()]
-    wanted, account = (None, ()) if mask is None else _open_mask(mask, grid)
-    return RasterStack(tuple(raster for raster, _ in moved), wanted, (*(said for _, said in moved), *account))
+    states = [state_of(raster) for raster in rasters.values()]
+    if mask is None:
+        return RasterStack(tuple(raster for raster, _ in moved), None, tuple(said for _, said in moved), tuple(states))
+    wanted, account, state = _open_mask(mask, grid)
+    accounts = (*(said for _, said in moved), account)
+    return RasterStack(tuple(raster for raster, _ in moved), wanted, accounts, (*states, state))
 
 
 def _turned(raster: Any, grid: GeoBox) -> Any:
@@ -241,17 +248,17 @@ def _require_small_tiles(source: Raster, role: str, move: Any) -> None:
     )
 
 
-def _open_mask(mask: Any, grid: GeoBox) -> tuple[Raster, tuple[str]]:
-    """A mask on the grid, each pixel from the nearest of the mask's, and what it was taken for."""
+def _open_mask(mask: Any, grid: GeoBox) -> tuple[Raster, str, str]:
+    """A mask on the grid, each pixel from the nearest of the mask's; what it was taken for, and its state."""
     if isinstance(mask, str | os.PathLike) and Path(mask).suffix.lower() in POLYGON_SUFFIXES:
         if not Path(mask).exists():
             raise RasterInputError(f"The mask {mask} does not exist (looked in {Path.cwd()}).")
-        return open_polygons(mask, grid), (f"mask {mask}: polygons",)
-    opened = open_raster(_without_scale(mask), "mask", (1,))
-    if isinstance(opened, RasterFile | ZarrRaster):
-        opened = replace(opened, scaling=())
-    moved, account = _onto(opened, "mask", grid, GridRequest(resampling="nearest"))
-    return moved, (account,)
+        polygons = open_polygons(mask, grid)
+        return polygons, f"mask {mask}: polygons", state_of(polygons)
+    found = open_raster(_without_scale(mask), "mask", (1,))
+    if isinstance(found, RasterFile | ZarrRaster):
+        found = replace(found, scaling=())
+    return *_onto(found, "mask", grid, GridRequest(resampling="nearest")), state_of(found)
 
 
 def _without_scale(mask: Any) -> Any:
