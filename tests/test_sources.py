@@ -129,6 +129,28 @@ def test_what_gdal_opens_is_read_as_the_file_beneath(file, write):
     assert_read_as(open_raster(write(file)), file)
 
 
+@pytest.mark.parametrize(
+    "write", ["zip://image.zip!inside.tif", "/vsizip/image.zip/inside.tif", "zip+file://image.zip!inside.tif"]
+)
+def test_archive_of_the_working_folder_is_read_from_elsewhere(tmp_path, file, monkeypatch, write):
+    as_zipped(file)
+    monkeypatch.chdir(tmp_path)
+    raster = open_raster(write)
+    monkeypatch.chdir("/")
+    assert_read_as(raster, file)
+
+
+@pytest.mark.parametrize("relative", ["0", "1"])
+def test_xml_with_files_of_the_working_folder_is_read_from_elsewhere(tmp_path, image, monkeypatch, relative):
+    file = write_raster(tmp_path / "a & b.tif", image)
+    xml = as_xml(file).replace(f"{file.parent}/", "").replace('relativeToVRT="0"', f'relativeToVRT="{relative}"')
+    assert str(tmp_path) not in xml
+    monkeypatch.chdir(tmp_path)
+    raster = open_raster(xml)
+    monkeypatch.chdir("/")
+    assert_read_as(raster, file)
+
+
 def test_prefixed_name_of_the_working_folder_is_read_from_elsewhere(tmp_path, file, monkeypatch):
     write_index(file)
     monkeypatch.chdir(tmp_path)
@@ -524,7 +546,18 @@ def test_vector_file_is_no_raster(tmp_path, name):
         open_raster(tmp_path / name, "to_raster")
 
 
+def test_address_that_is_none_is_refused():
+    with pytest.raises(RasterInputError, match=r"to_raster .*is no address"):
+        open_raster("https://[foo/a.tif", "to_raster")
+
+
 # What is not there.
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a" * 300 + ".tif", "a" * 300 + "#b", "a" * 300 + "*"])
+def test_name_longer_than_any_may_be_is_not_found(name):
+    with pytest.raises(RasterNotFoundError, match="to_raster a"):
+        open_raster(name, "to_raster")
 
 
 @pytest.mark.parametrize(

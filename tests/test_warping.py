@@ -17,7 +17,7 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 
 from geodl_dask.errors import GridMismatchError, RasterReadError
-from geodl_dask.rasters import RasterFile, arrays_of, open_pair, open_raster, request_grid
+from geodl_dask.rasters import RasterFile, arrays_of, open_pair, open_raster, request_grid, warping
 from geodl_dask.rasters.placing import find_move, move_raster
 from geodl_dask.rasters.warping import OVERVIEW_METHODS, SOURCE_BLOCK_PX, Warp
 from geodl_dask.tiling import Window
@@ -169,7 +169,9 @@ def test_a_window_is_read_once_for_pixels_and_validity(coarse, monkeypatch):
     assert valid.all() and valid.dtype == bool
 
 
-def test_arrays_of_long_blocks_are_cut_before_they_are_warped():
+def test_arrays_of_long_blocks_are_cut_before_they_are_warped(monkeypatch):
+    sides, make = set(), warping._make_stacked
+    monkeypatch.setattr(warping, "_make_stacked", lambda *given: sides.update(given[4][0][0].shape[1:]) or make(*given))
     length = 2 * SOURCE_BLOCK_PX + 100
     grid = GeoBox((length, length), TRANSFORM, "EPSG:32633")
     pixels = da.from_array(noise(grid), chunks=-1)
@@ -184,6 +186,7 @@ def test_arrays_of_long_blocks_are_cut_before_they_are_warped():
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(mine, other)
     assert ours[1][:, 1:-1].all()
+    assert max(sides) == SOURCE_BLOCK_PX
 
 
 def test_planning_is_linear_in_the_tiles():

@@ -11,10 +11,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+from xml.sax.saxutils import escape, unescape
 
 import rasterio.errors
 
-from ..errors import RasterNotFoundError
+from ..errors import RasterInputError, RasterNotFoundError
 from . import netcdf, stac
 from .gdal import opened
 from .mosaic import files_of_folder, files_of_pattern, mosaic_of_files
@@ -44,20 +45,25 @@ def find_source(text: str, role: str) -> Source:
 
     Raises RasterNotFoundError or RasterInputError.
     """
-    if text.lstrip().startswith("<") or text.startswith("/vsi"):
-        return Source(text.strip(), "")
+    if text.lstrip().startswith("<"):
+        return Source(_with_absolute_sources(text.strip()), "")
+    if text.startswith("/vsi"):
+        return Source(_with_absolute_archive(text), "")
     place, choice = _split(text)
-    scheme = urlsplit(text).scheme.lower()
+    try:
+        scheme = urlsplit(text).scheme.lower()
+    except ValueError as error:
+        raise RasterInputError(f"{role} {text} is no address: {error}.") from error
     if scheme in ("http", "https", *CLOUDS) and urlsplit(place).path.rstrip("/").endswith(".zarr"):
         return Source(place, "", is_zarr=True, choice=choice)
     if scheme in ("http", "https"):
         return _of_url(place, choice, role)
     if scheme in CLOUDS:
         return _of_cloud(text, role)
-    if place and Path(place).exists():
+    if place and _exists(place):
         return _of_path(Path(place), choice, role)
     if re.match(r"[A-Za-z][A-Za-z0-9_+]+:", text):  # one letter is a drive
-        return Source(_with_absolute_paths(text), "")
+        return Source(_with_absolute_archive(text) if "://" in text else _with_absolute_paths(text), "")
     if glob.has_magic(text):
         return Source(*mosaic_of_files(files_of_pattern(text, role), role))
     raise RasterNotFoundError(f"{role} {text or repr(text)} does not exist (looked in {Path.cwd()}).")
@@ -66,7 +72,32 @@ def find_source(text: str, role: str) -> Source:
 def _split(text: str) -> tuple[str, str]:
     """The place, and what was chosen of it, which stands after the last ``#``."""
     place, mark, choice = text.rpartition("#")
-    return (place, choice) if mark and not Path(text).exists() else (text, "")
+    return (place, choice) if mark and not _exists(text) else (text, "")
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # a name longer than any may be
+        return False
+
+
+def _with_absolute_sources(xml: str) -> str:
+    """XML whose files of the working folder have absolute names, for workers may stand in another folder."""
+
+    def absolute(part: re.Match[str]) -> str:
+        name = unescape(part[2])
+        return f"{part[1]}{escape(str(Path(name).absolute())) if _exists(name) else part[2]}"
+
+    return re.sub(r"(<(?:SourceFilename|SourceDataset|IndexDataset)\b[^>]*>)([^<]+)", absolute, xml)
+
+
+def _with_absolute_archive(text: str) -> str:
+    """The same for a file in an archive: ``zip://a.zip!a.tif`` or ``/vsizip/a.zip/a.tif``."""
+    prefix, inside = re.fullmatch(r"(/vsi\w+/|[\w+]+://)?(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    archive = Path(inside.partition("!")[0])
+    is_here = any(_exists(str(each)) and each.name for each in (archive, *archive.parents))
+    return f"{prefix}{Path.cwd() / inside}" if prefix and is_here and not archive.is_absolute() else text
 
 
 def _with_absolute_paths(text: str) -> str:
