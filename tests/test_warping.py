@@ -16,7 +16,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 
-from geodl_dask.errors import GridMismatchError, RasterReadError
+from geodl_dask.errors import GridMismatchError
 from geodl_dask.rasters import RasterFile, arrays_of, open_pair, open_raster, request_grid, warping
 from geodl_dask.rasters.placing import find_move, move_raster
 from geodl_dask.rasters.warping import OVERVIEW_METHODS, SOURCE_BLOCK_PX, Warp
@@ -85,7 +85,7 @@ def test_shrinking_too_far_without_overviews_is_refused_before_a_pixel_is_read(c
     shrink = 0.5 / 0.002
     grid = GeoBox((int(120 * shrink), int(100 * shrink)), TRANSFORM @ Affine.scale(1 / shrink), "EPSG:32633")
     huge = odc.geo.xr.wrap_xr(da.zeros(grid.shape.yx, chunks=4096, dtype="uint8"), grid)
-    with pytest.raises(RasterReadError, match=r"250 x 250 pixels \(rows x columns\) in one of the output's"):
+    with pytest.raises(GridMismatchError, match=r"250 x 250 pixels \(rows x columns\) in one of the output's"):
         open_pair(coarse, huge)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
-from ..errors import BandCountError, GridMismatchError, RasterInputError, RasterReadError
+from ..errors import BandCountError, GridMismatchError, RasterInputError
 from .arrays import RasterArray, describe_array
 from .bands import Bands
 from .files import RasterFile, at_overview, open_file
@@ -241,7 +241,7 @@ def _require_small_tiles(source: Raster, role: str, move: Any) -> None:
     if not isinstance(move, Warp) or move.tile_source_px * len(source.band_names) <= TILE_SOURCE_LIMIT:
         return
     rows, cols = move.shrink_yx
-    raise RasterReadError(
+    raise GridMismatchError(
         f"{role} {source.name} has {rows:.4g} x {cols:.4g} pixels (rows x columns) in one of the output's, too many to "
         f"read for {move.resampling}. Make overviews (rio overview --build auto FILE) and use one of "
         f"{', '.join(sorted(OVERVIEW_METHODS))} (--resampling), pass a coarser copy, or choose a smaller cell size."
