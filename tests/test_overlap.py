@@ -113,6 +113,12 @@ def test_shrink_of_a_small_raster_is_measured_where_it_is(latitude):
     assert shrink[1] == pytest.approx(2_000 / metres_x, rel=0.08)
 
 
+def test_raster_that_was_warped_and_comes_back_covers_all(tmp_path):
+    ours, degrees = write(tmp_path, UTM_33, "ours.tif"), UTM_33.to_crs("EPSG:4326")
+    assert share_covered(degrees, UTM_33) == 1
+    assert "covers" not in open_pair(ours, write(tmp_path, degrees, "degrees.tif")).accounts[1]
+
+
 def test_shrink_is_along_the_rows_and_columns_of_the_source():
     turned = GeoBox((400, 100), Affine(0, 10, 500_000, 40, 0, 4_996_000), "EPSG:32633")  # rows run east
     assert shrink_factor(turned, box("EPSG:32633", 500_000, 5_000_000, 40, (100, 100))) == pytest.approx((4, 1))

@@ -42,8 +42,10 @@ def share_covered(source: GeoBox, target: GeoBox) -> float:
     window = _common_window(source, target)
     if window is None:
         return 0.0
-    inside = _inside(source, *_pixels_of(source, target, window, FINE_SAMPLES))
     top, bottom, left, right = window
+    half_y, half_x = (bottom - top) / FINE_SAMPLES / 2, (right - left) / FINE_SAMPLES / 2
+    middles = top + half_y, bottom - half_y, left + half_x, right - half_x  # each stands for its own ground
+    inside = _inside(source, *_pixels_of(source, target, middles, FINE_SAMPLES))
     return float(inside.mean()) * (bottom - top) * (right - left) / (target.shape.y * target.shape.x)
 
 
