@@ -20,6 +20,7 @@ FINE_SAMPLES = 129
 TORN_STEPS = 20
 """Points further apart than so many usual steps are not neighbours on the other grid."""
 FULL_TURN_DEGREES = 360
+LEAST_SHARE = 1e-6
 
 
 def same_crs(ours: CRS | None, theirs: CRS | None) -> bool:
@@ -46,7 +47,8 @@ def share_covered(source: GeoBox, target: GeoBox) -> float:
     half_y, half_x = (bottom - top) / FINE_SAMPLES / 2, (right - left) / FINE_SAMPLES / 2
     middles = top + half_y, bottom - half_y, left + half_x, right - half_x  # each stands for its own ground
     inside = _inside(source, *_pixels_of(source, target, middles, FINE_SAMPLES))
-    return float(inside.mean()) * (bottom - top) * (right - left) / (target.shape.y * target.shape.x)
+    share = float(inside.mean()) * (bottom - top) * (right - left) / (target.shape.y * target.shape.x)
+    return max(share, LEAST_SHARE)  # there is some, if so little that no point has met it
 
 
 def shrink_factor(source: GeoBox, target: GeoBox) -> tuple[float, float]:
