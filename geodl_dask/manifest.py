@@ -14,6 +14,7 @@ from .errors import OutputExistsError
 FORMAT = 1
 _NAMES_ONLY = ("model", "long_name")
 """Attributes on which no pixel depends: the model's digest says which one it is."""
+_INPUTS, _ACCOUNTS = {"from_raster", "to_raster", "raster", "mask"}, {"rasters", "raster_states"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def require_same(found: Manifest | None, asked: Mapping[str, Any], where: Path) 
             "or say --overwrite (overwrite=True)."
         )
     differing = [key for key in {**found.asked, **asked} if found.asked.get(key) != asked.get(key)]
+    if _INPUTS & set(differing):  # which then says it all
+        differing = [key for key in differing if key not in _ACCOUNTS]
     differing.sort(key=lambda key: len(f"{found.asked.get(key)}{asked.get(key)}"))  # the shortest says it best
     told = "; ".join(f"{key} was {_shown(found.asked.get(key))}, is {_shown(asked.get(key))}" for key in differing[:3])
     more = f"; {', '.join(differing[3:])} too" if differing[3:] else ""
