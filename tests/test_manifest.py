@@ -119,3 +119,12 @@ def test_what_differs_is_named(tmp_path, change, says):
 
 def test_the_same_is_let_pass_in_any_order(tmp_path):
     require_same(Manifest(ASKED, "toy.emd"), dict(reversed(ASKED.items())), tmp_path)
+
+
+def test_input_that_differs_is_named_without_the_accounts_of_it(tmp_path):
+    found = {"to_raster": "a.tif", "rasters": ["a.tif: GeoTIFF"], "raster_states": ["9 bytes"]}
+    asked = {"to_raster": "b.tif", "rasters": ["b.tif: GeoTIFF"], "raster_states": ["8 bytes"]}
+    with pytest.raises(OutputExistsError, match=r"to_raster was a\.tif, is b\.tif\. Ask"):
+        require_same(Manifest(found, "model.emd"), asked, tmp_path)
+    with pytest.raises(OutputExistsError, match="raster_states was"):  # the file itself has changed
+        require_same(Manifest(found, "model.emd"), {**found, "raster_states": ["8 bytes"]}, tmp_path)
