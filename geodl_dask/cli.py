@@ -109,6 +109,11 @@ def _run_options(command: Any) -> Any:
         click.option("--chunks", type=_Chunks(), default="auto", show_default=True, help="Side of a block, pixels."),
         click.option("--overwrite", is_flag=True, help="Replace OUT once the new result is whole."),
         click.option("--resume", is_flag=True, help="Go on with what an interrupted run has left, if one has."),
+        click.option(
+            "--same-pixels", is_flag=True,
+            help="With --resume: rasters that were copied or mended have the same pixels."
+        ),
+        click.option("--keep-going", is_flag=True, help="Leave blocks that go on failing as nodata, and list them."),
         _verbosity,
     )  # fmt: skip
     for option in reversed(options):
@@ -157,15 +162,15 @@ def classify_command(raster: str, output: str, model: str, **options: Any) -> No
 
 def _run(
     plan: Callable[..., xr.DataArray], output: str, places: dict[str, str], *, workers: int | None, gpu_id: int | None,
-    overwrite: bool, resume: bool, quiet: bool, verbose: int, processor_type: str, **keywords: Any,
+    overwrite: bool, resume: bool, same_pixels: bool, keep_going: bool, quiet: bool, verbose: int, processor_type: str,
+    **keywords: Any,
 ) -> None:  # fmt: skip
     """Plan, compute, write, sum up. ``plan`` takes the processor and ``keywords``."""
     from .devices import worker_gpus
 
     started = time.perf_counter()
-    write = partial(
-        _writer_of(output, overwrite=overwrite, resume=resume, provenance={**places, **keywords}), resume=resume
-    )
+    writer = _writer_of(output, overwrite=overwrite, resume=resume, provenance={**places, **keywords})
+    write = partial(writer, resume=resume, same_pixels=same_pixels, keep_going=keep_going)
     with err.status("Opening the model and the rasters") if not quiet else nullcontext():
         gpus = worker_gpus(processor_type, gpu_id=gpu_id, workers=workers)
         result = plan(processor=processor_type, **keywords)

@@ -6,6 +6,7 @@ import json
 import os
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from rasterio._err import CPLE_BaseError
 from rasterio.dtypes import dtype_rev
 from rasterio.enums import Resampling
 
-from .blocks import Index, Progress, Tally, regular_blocks
-from .classes import ClassTable, list_values
+from .blocks import Index, Tally, regular_blocks
+from .classes import ClassTable
+from .dispatch import Progress
 from .errors import RunError
 from .outputs import Written
-from .writing import grid_of, write_result
+from .writing import found_attrs, grid_of, write_result
 
 COG_BLOCK_PX = 512
 GDAL_CACHE_MB = 256
@@ -81,6 +83,8 @@ def write_cog(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    same_pixels: bool = False,
+    keep_going: bool = False,
     progress: Progress | None = None,
 ) -> Written:
     """Compute a change raster block by block into a Cloud-Optimized GeoTIFF.
@@ -90,6 +94,8 @@ def write_cog(
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
     resume : go on with what an interrupted run of the same words has left, if one has; a result that is whole is left
     as it is.
+    same_pixels : your word that rasters which were copied, moved or mended since the interrupted run have its pixels.
+    keep_going : blocks that go on failing become nodata, and `Written` and the manifest list them.
     Raises OutputError, OutputExistsError, BlockFailedError or, where the last pass fails, RunError; what was there
     before stays until the new one is whole.
     """
@@ -103,7 +109,8 @@ def write_cog(
         mosaic, finished = folder / "parts.vrt", folder / "finished.tif"
         finished.unlink(missing_ok=True)  # what a run that was stopped in this very pass has left
         mosaic.write_text(
-            _mosaic(blocks, begin(folder), grid, list_values(change.attrs, tally.pixels)), encoding="utf-8"
+            _mosaic(blocks, begin(folder), grid, found_attrs(change.attrs, tally, blocks), set(tally.failed)),
+            encoding="utf-8",
         )
         try:
             _translate(mosaic, finished)
@@ -112,8 +119,9 @@ def write_cog(
         return finished
 
     return write_result(
-        change, path, (".tif", ".tiff"), begin, finish, overwrite=overwrite, resume=resume, progress=progress
-    )
+        change, path, (".tif", ".tiff"), begin, finish, overwrite=overwrite, resume=resume, same_pixels=same_pixels,
+        keep_going=keep_going, progress=progress,
+    )  # fmt: skip
 
 
 def _translate(mosaic: Path, finished: Path) -> None:
@@ -124,8 +132,10 @@ def _translate(mosaic: Path, finished: Path) -> None:
         )  # fmt: skip
 
 
-def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str, Any]) -> str:
-    """A GDAL virtual raster (VRT) over the parts, with all that the file shall say of itself."""
+def _mosaic(
+    blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str, Any], failed: Collection[Index]
+) -> str:
+    """A GDAL virtual raster (VRT) over the parts but those that failed, with all that the file shall say of itself."""
     height, width = blocks.shape
     dataset = ET.Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
     ET.SubElement(dataset, "SRS").text = grid.crs.to_wkt() if grid.crs else ""
@@ -141,6 +151,8 @@ def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str
     starts = [np.cumsum((0, *lengths)).tolist() for lengths in blocks.chunks]
     for row, rows in enumerate(blocks.chunks[0]):
         for col, cols in enumerate(blocks.chunks[1]):
+            if (row, col) in failed:  # what no source covers is nodata
+                continue
             source = ET.SubElement(band, "SimpleSource")
             ET.SubElement(source, "SourceFilename", relativeToVRT="1").text = parts.path((row, col)).name
             ET.SubElement(source, "SourceBand").text = "1"

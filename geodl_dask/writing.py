@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
-import time
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+import dask.array as da
 import numpy as np
+import rasterio
 import xarray as xr
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
-from .blocks import BlockStore, Progress, Tally, lattice_of, regular_blocks, store_blocks
+from .blocks import BlockStore, Tally, lattice_of, regular_blocks
+from .classes import list_values
+from .dispatch import Progress, store_blocks
 from .errors import OutputError, OutputExistsError
-from .manifest import Manifest, asked_of, require_same
-from .outputs import Written, check_output, growing_output, manifest_of, parts_manifest, publish
+from .manifest import FailedBlock, Manifest, asked_of, is_same, require_same
+from .outputs import (
+    PARTS_MANIFEST,
+    Growth,
+    Written,
+    check_output,
+    check_space,
+    finished_in,
+    growing_output,
+    manifest_of,
+    partial_of,
+    publish,
+)
+
+_LIBRARIES = ("geodl_dask", "dask", "distributed", "numpy", "rasterio", "torch", "xarray", "zarr")
 
 
 def write_result(
@@ -28,38 +48,88 @@ def write_result(
     *,
     overwrite: bool,
     resume: bool,
+    same_pixels: bool,
+    keep_going: bool,
     progress: Progress | None,
 ) -> Written:
     """Compute a raster block by block into a store, make the result of it, and give that its name.
 
     begin : the store in a folder of parts, new or as an earlier run has left it. finish : makes the result of the
-    finished store, and returns where in that folder it is.
-    Raises OutputError, OutputExistsError, BlockFailedError, and what ``finish`` does. After an error, and when it is
-    stopped, finished blocks stay beside the output for a run that resumes.
+    finished store, and returns where in that folder it is. keep_going : blocks that fail are left out.
+    Raises OutputError, OutputExistsError, BlockFailedError, SchedulerLostError, and what ``finish`` does. After an
+    error, and when it is stopped, finished blocks stay beside the output for a run that resumes.
     """
-    started = time.perf_counter()
     out = check_output(path, suffixes, overwrite=overwrite, resume=resume, provenance=change.attrs)
     blocks, grid = regular_blocks(change), grid_of(change)
-    model, crs = str(change.attrs.get("model", "")), cast("CRS", grid.crs)
+    if keep_going and "_FillValue" not in change.attrs:
+        raise OutputError("The raster has no _FillValue, which blocks that fail would be filled with.")
+    crs = cast("CRS", grid.crs)
     asked = asked_of(
         change.attrs, name=change.name, dtype=str(blocks.dtype), blocks=[lengths[0] for lengths in blocks.chunks],
         shape=list(blocks.shape), transform=list(grid.transform)[:6], crs=crs.proj.name, wkt=crs.to_wkt(),
     )  # fmt: skip
-    if resume and os.path.lexists(out) and not _replaces(out, asked):
-        return _already_written(out, asked)
-    with growing_output(out, asked=asked, model=model, overwrite=overwrite, resume=resume) as growth:
-        store = begin(growth.folder)
-        growth.has_finished = lambda: any(store.is_done(index) for index in np.ndindex(*blocks.numblocks))
-        tally = store_blocks(blocks, store, progress, lattice_of(change, blocks))
-        finished = finish(growth.folder, tally)
-        written = Written(out, time.perf_counter() - started, dict(tally.pixels), tally.tiles, tally.empty_tiles)
-        if growth.replaces or not os.path.lexists(out):
-            manifest_of(out).unlink(missing_ok=True)  # of an earlier result, which it must not outlive
+    started = Manifest(
+        asked, str(change.attrs.get("model", "")), str(change.attrs.get("model_name", "")), replaces=overwrite,
+        begun=_now(), software=_software(),
+    )  # fmt: skip
+    if resume and os.path.lexists(out) and not _goes_on(out, asked, same_pixels=same_pixels):
+        return _already_written(out, asked, same_pixels=same_pixels)
+    with growing_output(out, started, resume=resume, same_pixels=same_pixels) as growth:
+        finished = finished_in(growth.folder, out)
+        if finished is None:
+            store = begin(growth.folder)
+            growth.has_finished = lambda: any(store.is_done(index) for index in np.ndindex(*blocks.numblocks))
+            check_space(growth.folder, _missing_bytes(blocks, store))
+            tally = store_blocks(blocks, store, progress, lattice_of(change, blocks), keep_going=keep_going)
+            finished = finish(growth.folder, tally)
+            _ended(started, growth, tally, blocks).write(manifest_of(finished))
+        manifest = Manifest.read(manifest_of(finished))
         publish(finished, out, overwrite=growth.replaces)
-        Manifest(
-            asked, model, growth.replaces, True, written.seconds, written.pixels, written.tiles, written.empty_tiles
-        ).write(manifest_of(out))
-    return written
+    return _written(out, cast("Manifest", manifest))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _software() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {"python": platform.python_version(), "gdal": rasterio.__gdal_version__, **versions}
+
+
+def _missing_bytes(blocks: da.Array, store: BlockStore) -> int:
+    """Size of what is to be computed, as it is in memory."""
+    missing = sum(not store.is_done(index) for index in np.ndindex(*blocks.numblocks))
+    return blocks.nbytes * missing // blocks.npartitions
+
+
+def _ended(started: Manifest, growth: Growth, tally: Tally, blocks: da.Array) -> Manifest:
+    ended = _now()
+    seconds = datetime.fromisoformat(ended) - datetime.fromisoformat(started.begun)
+    return replace(
+        started, replaces=growth.replaces, is_complete=True, ended=ended, seconds=seconds.total_seconds(),
+        computed_blocks=tally.computed, kept_blocks=tally.kept, failed_blocks=tuple(_failed(tally, blocks)),
+        pixels=dict(sorted(tally.pixels.items())), tiles=tally.tiles, empty_tiles=tally.empty_tiles,
+    )  # fmt: skip
+
+
+def _failed(tally: Tally, blocks: da.Array) -> Iterator[FailedBlock]:
+    for (row, col), cause in sorted(tally.failed.items()):
+        (heights, widths) = blocks.chunks
+        yield FailedBlock(sum(heights[:row]), sum(widths[:col]), heights[row], widths[col], cause)
+
+
+def _written(out: Path, manifest: Manifest) -> Written:
+    return Written(
+        out, manifest.seconds, manifest.pixels or {}, manifest.tiles, manifest.empty_tiles, manifest.computed_blocks,
+        manifest.failed_blocks,
+    )  # fmt: skip
+
+
+def found_attrs(attrs: Mapping[str, Any], tally: Tally, blocks: da.Array) -> dict[str, Any]:
+    """Attributes of a finished raster: its class table lists all that was found, and what failed is named."""
+    failed = [[each.row_off, each.col_off, each.height, each.width] for each in _failed(tally, blocks)]
+    return list_values(attrs, tally.pixels) | ({"failed_blocks": failed} if failed else {})
 
 
 def grid_of(change: xr.DataArray) -> GeoBox:
@@ -72,16 +142,19 @@ def grid_of(change: xr.DataArray) -> GeoBox:
     return grid
 
 
-def _replaces(out: Path, asked: dict[str, Any]) -> bool:
-    """Whether a run of the same words, which ended early, was to replace what stands there."""
-    left, standing = parts_manifest(out), Manifest.read(manifest_of(out))
-    is_whole = standing is not None and standing.is_complete and standing.asked == asked
-    return left is not None and left.replaces and left.asked == asked and not is_whole
+def _goes_on(out: Path, asked: dict[str, Any], *, same_pixels: bool) -> bool:
+    """Whether what stands there is to be replaced, or to get its manifest yet, by a run of the same words."""
+    partial = partial_of(out)
+    left, standing = Manifest.read(partial / PARTS_MANIFEST), Manifest.read(manifest_of(out))
+    if left is None or not is_same(left, asked, same_pixels=same_pixels):
+        return False
+    is_whole = standing is not None and standing.is_complete and is_same(standing, asked, same_pixels=same_pixels)
+    return finished_in(partial, out) is not None or (left.replaces and not is_whole)
 
 
-def _already_written(out: Path, asked: dict[str, Any]) -> Written:
+def _already_written(out: Path, asked: dict[str, Any], *, same_pixels: bool) -> Written:
     manifest = Manifest.read(manifest_of(out))
-    require_same(manifest, asked, out)
+    require_same(manifest, asked, out, same_pixels=same_pixels)
     if manifest is None or manifest.pixels is None:
         raise OutputExistsError(f"{out} exists. Choose another name, or say --overwrite (overwrite=True).")
-    return Written(out, manifest.seconds, manifest.pixels, manifest.tiles, manifest.empty_tiles)
+    return replace(_written(out, manifest), computed_blocks=0)

@@ -12,10 +12,11 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from .blocks import Index, Progress, Tally, regular_blocks
-from .classes import ClassTable, list_values
+from .blocks import Index, Tally, regular_blocks
+from .classes import ClassTable
+from .dispatch import Progress
 from .outputs import Written
-from .writing import grid_of, write_result
+from .writing import found_attrs, grid_of, write_result
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,13 @@ class ZarrBlocks:
     block_yx: tuple[int, int]
     """Height and width of a chunk."""
 
+    def chunk(self, index: Index) -> Path:
+        """The chunk's file."""
+        return Path(self.path, "c", str(index[0]), str(index[1]))
+
     def is_done(self, index: Index) -> bool:
         """Whether the chunk's file is there."""
-        return Path(self.path, "c", str(index[0]), str(index[1])).exists()
+        return self.chunk(index).exists()
 
     def read_block(self, index: Index) -> np.ndarray:
         """One whole chunk: (y, x). Runs on workers."""
@@ -50,6 +55,8 @@ def write_zarr(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    same_pixels: bool = False,
+    keep_going: bool = False,
     progress: Progress | None = None,
 ) -> Written:
     """Compute a change raster block by block into a Zarr (version 3) store.
@@ -59,6 +66,8 @@ def write_zarr(
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
     resume : go on with what an interrupted run of the same words has left, if one has; a result that is whole is left
     as it is.
+    same_pixels : your word that rasters which were copied, moved or mended since the interrupted run have its pixels.
+    keep_going : blocks that go on failing become nodata, and `Written` and the manifest list them.
     Raises OutputError, OutputExistsError or BlockFailedError; what was there before stays until the new one is whole.
     """
     blocks = regular_blocks(change)
@@ -66,9 +75,11 @@ def write_zarr(
     name = str(change.name or "change")
 
     def finish(folder: Path, tally: Tally) -> Path:
+        for index in tally.failed:  # which an earlier run may have left unreadable; without its file it is nodata
+            begin(folder).chunk(index).unlink(missing_ok=True)
         for half in (folder / "store.zarr").rglob("*.partial"):  # of a process that died while Zarr wrote
             half.unlink(missing_ok=True)
-        _list_found(folder / "store.zarr", name, list_values(change.attrs, tally.pixels))
+        _list_found(folder / "store.zarr", name, found_attrs(change.attrs, tally, blocks))
         return folder / "store.zarr"
 
     def begin(folder: Path) -> ZarrBlocks:
@@ -77,7 +88,10 @@ def write_zarr(
             (folder / "new.zarr").rename(folder / "store.zarr")
         return ZarrBlocks(str(folder / "store.zarr" / name), block_yx)
 
-    return write_result(change, path, (".zarr",), begin, finish, overwrite=overwrite, resume=resume, progress=progress)
+    return write_result(
+        change, path, (".zarr",), begin, finish, overwrite=overwrite, resume=resume, same_pixels=same_pixels,
+        keep_going=keep_going, progress=progress,
+    )  # fmt: skip
 
 
 def _create(change: xr.DataArray, store: Path, block_yx: tuple[int, int]) -> None:
