@@ -25,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .errors import OutputError, OutputExistsError, RunError
+from .errors import OutputError, OutputExistsError
 from .manifest import FailedBlock, Manifest, require_same
 
 log = logging.getLogger(__name__)
@@ -261,16 +261,16 @@ def _clear(partial: Path) -> None:
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
-def publish(finished: Path, out: Path, *, overwrite: bool) -> None:
+def publish(finished: Path, out: Path, *, overwrite: bool) -> Path:
     """Give what has grown inside `growing_output`, a file or folder, its name, in the place of what may be replaced.
 
     What stands beside it under its name goes with it, the manifest last; what an earlier result of that name had
     beside it goes away first, so that in no moment a result has another's.
-    Raises RunError where something else has come there meanwhile: it stays, and the result gets a name beside it.
+    Returns its place: where something else has come there meanwhile, that stays, and the result is beside it.
     """
     if not os.path.lexists(finished) or _is_same_file(finished, out):  # the run before ended at this very point
         _name_sides(finished, out)
-        return
+        return out
     if overwrite and _is_replaceable(out):
         _remove_sides(out)
         # Only a file takes the place of a file in one step.
@@ -278,13 +278,12 @@ def publish(finished: Path, out: Path, *, overwrite: bool) -> None:
             out.replace(finished.with_name("old"))
         finished.replace(out)
         _name_sides(finished, out)
-        return
+        return out
     place, numbers = out, count(2)
     while not _take_free_name(finished, place):
         place = out.with_name(f"{out.stem}.{next(numbers)}{out.suffix}")
     _name_sides(finished, place)
-    if place != out:
-        raise RunError(f"{out} has come there since the run began, and stays as it is. The result is {place}.")
+    return place
 
 
 def _take_free_name(finished: Path, place: Path) -> bool:

@@ -21,7 +21,7 @@ from odc.geo.geobox import GeoBox
 from .blocks import BlockStore, Tally, lattice_of, regular_blocks
 from .classes import list_values
 from .dispatch import Progress, store_blocks
-from .errors import OutputError, OutputExistsError
+from .errors import OutputError, OutputExistsError, RunError
 from .manifest import FailedBlock, Manifest, asked_of, is_same, require_same
 from .outputs import (
     PARTS_MANIFEST,
@@ -84,7 +84,10 @@ def write_result(
             finished = finish(growth.folder, tally)
             _ended(started, growth, tally, blocks).write(manifest_of(finished))
         manifest = Manifest.read(manifest_of(finished))
-        publish(finished, out, overwrite=growth.replaces)
+        growth.has_finished = lambda: True
+        place = publish(finished, out, overwrite=growth.replaces)
+    if place != out:
+        raise RunError(f"{out} has come there since the run began, and stays as it is. The result is {place}.")
     return _written(out, cast("Manifest", manifest))
 
 

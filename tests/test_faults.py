@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 from collections import namedtuple
@@ -45,10 +44,10 @@ def corrupt(place) -> Iterator[tuple[str, str]]:  # noqa: F811
     with rasterio.open(path, "w", **profile) as dataset:
         dataset.write(pixels)
     with rasterio.open(path) as dataset:
-        offset = int(dataset.tags(1, ns="TIFF")[f"BLOCK_OFFSET_{64 // 32}_{32 // 32}"])
+        offset = int(dataset.get_tag_item("BLOCK_OFFSET_2_1", "TIFF", bidx=1))
     whole = path.read_bytes()
     path.with_name("whole").write_bytes(whole)
-    path.write_bytes(whole[:offset] + b"\\0" * 20 + whole[offset + 20 :])
+    path.write_bytes(whole[:offset] + b"\0" * 20 + whole[offset + 20 :])
     return place
 
 
@@ -67,9 +66,8 @@ def test_input_that_cannot_be_decoded_costs_its_blocks_alone(output, corrupt, mo
     out, broken = tmp_path / output, touched_by(32, 64, 32, padding=4)
     with pytest.raises(BlockFailedError) as raised:
         write(by_files(corrupt, models), out)
-    assert re.match(
-        rf"{len(broken)} of 20 blocks failed; all others are done. At row 24, column 48: ", str(raised.value)
-    )
+    says = f"{len(broken)} of 20 blocks failed; all others are done. At row 24, column 48: "
+    assert str(raised.value).startswith(says)
     assert "to.tif" in str(raised.value)
     assert "--resume" in raised.value.__notes__[0]
     assert set(parts_of(out)) == BLOCKS - broken
@@ -177,7 +175,7 @@ def test_full_disk_ends_the_run_which_goes_on_when_there_is_room(output, small_d
 def test_disk_that_fills_in_the_last_pass_ends_the_run_which_goes_on_when_there_is_room(small_disk, tmp_path):
     out = small_disk / "change.tif"
     subprocess.run(["mount", "-o", "remount,size=1500k", str(small_disk)], check=True)
-    with pytest.raises(RunError, match="could not be put together from its blocks: .* Is the disk full") as raised:
+    with pytest.raises(RunError, match=r"could not be put together from its blocks: .* Is the disk full") as raised:
         write(speckled(), out)
     assert "--resume" in raised.value.__notes__[0]
     assert len(parts_of(out)) == 64

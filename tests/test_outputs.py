@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 from geodl_dask import outputs
-from geodl_dask.errors import OutputError, OutputExistsError, RunError
+from geodl_dask.errors import OutputError, OutputExistsError
 from geodl_dask.manifest import Manifest
 from geodl_dask.outputs import check_output, growing_output, partial_of, publish
 
@@ -369,16 +369,13 @@ def test_what_appears_meanwhile_stays_and_the_result_gets_a_name_beside_it(tmp_p
         monkeypatch.setattr(Path, "hardlink_to", lambda *paths: (_ for _ in ()).throw(OSError(95, "no hard links")))
     out = tmp_path / "change.tif"
     make(tmp_path / "change.2.tif", "file", "another")
-    with (
-        pytest.raises(RunError, match=r"change\.tif has come there .* The result is .*change\.3\.tif"),
-        growing_output(out, STARTED) as growth,
-    ):
+    with growing_output(out, STARTED) as growth:
         finished = make(growth.folder / "finished", new, "new")
         if late in ("file", "folder"):
             make(out, late, "theirs")
         else:
             out.mkdir() if late == "empty folder" else out.symlink_to("nowhere")
-        publish(finished, out, overwrite=False)
+        assert publish(finished, out, overwrite=False) == tmp_path / "change.3.tif"
     assert names(tmp_path) == ["change.2.tif", "change.3.tif", "change.tif"]
     assert content_of(tmp_path / "change.3.tif") == "new"
     if late in ("file", "folder"):
@@ -387,13 +384,10 @@ def test_what_appears_meanwhile_stays_and_the_result_gets_a_name_beside_it(tmp_p
 
 def test_folder_that_appears_meanwhile_stays_even_where_overwriting_was_asked_for(tmp_path):
     out = tmp_path / "change.tif"
-    with (
-        pytest.raises(RunError, match=r"The result is .*change\.2\.tif"),
-        growing_output(out, REPLACING) as growth,
-    ):
+    with growing_output(out, REPLACING) as growth:
         finished = make(growth.folder / "finished", "file", "new")
         make(out, "folder", "theirs")
-        publish(finished, out, overwrite=True)
+        assert publish(finished, out, overwrite=True) == tmp_path / "change.2.tif"
     assert (content_of(out), content_of(tmp_path / "change.2.tif")) == ("theirs", "new")
 
 
@@ -407,3 +401,18 @@ def test_result_takes_a_free_name(tmp_path, monkeypatch, new, links):
         publish(make(growth.folder / "finished", new, "new"), out, overwrite=False)
     assert names(tmp_path) == ["change.tif"]
     assert content_of(out) == "new"
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("new", ["file", "folder"])
+def test_what_stands_beside_a_result_goes_with_it_and_the_old_one_does_not_stay(tmp_path, new, overwrite):
+    out = tmp_path / "change.zarr"
+    for side in (".aux.xml", ".manifest.json", ".ovr"):
+        out.with_name(out.name + side).write_text("old")
+    with growing_output(out, REPLACING if overwrite else STARTED) as growth:
+        finished = make(growth.folder / "finished", new, "new")
+        for side in (".aux.xml", ".manifest.json"):
+            finished.with_name(finished.name + side).write_text("new")
+        publish(finished, out, overwrite=overwrite)
+    assert names(tmp_path) == ["change.zarr", "change.zarr.aux.xml", "change.zarr.manifest.json"]
+    assert {path.read_text() for path in tmp_path.glob("*.*.*")} == {"new"}

@@ -27,7 +27,7 @@ from geodl_dask import cog, outputs, writing
 from geodl_dask.change import detect_change
 from geodl_dask.cli import cli
 from geodl_dask.cog import write_cog
-from geodl_dask.errors import BlockFailedError, OutputError, OutputExistsError
+from geodl_dask.errors import BlockFailedError, OutputError, OutputExistsError, RunError
 from geodl_dask.manifest import Manifest
 from geodl_dask.outputs import manifest_of, partial_of
 from geodl_dask.zarr_store import write_zarr
@@ -125,7 +125,29 @@ def by_arrays(place, models, **options) -> xr.DataArray:
         return detect_change(before, after, models["pt"], chunks=24, **options)
 
 
+def stand_there_meanwhile(out: Path) -> Callable[[int, int], None]:
+    """A progress in which somebody else writes to where the result is to be."""
+
+    def progress(done_px: int, all_px: int) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "theirs").touch()
+
+    return progress
+
+
 # Within this process
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_what_comes_there_meanwhile_stays_and_the_result_is_beside_it(output, place, models, tmp_path):
+    out = tmp_path / output
+    with pytest.raises(RunError, match=rf"{output} has come there since the run began, .* The result is .*change\.2\."):
+        write(by_files(place, models), out, progress=stand_there_meanwhile(out))
+    beside = out.with_name(f"{out.stem}.2{out.suffix}")
+    assert read(beside).shape == (83, 109)
+    assert Manifest.read(manifest_of(beside)).is_complete
+    assert [path.name for path in out.iterdir()] == ["theirs"]
+    assert not partial_of(out).exists()
 
 
 @pytest.mark.parametrize("door", [by_files, by_arrays])
