@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,11 +29,12 @@ def write_result(
     overwrite: bool,
     resume: bool,
     progress: Progress | None,
+    layout: Mapping[str, Any] | None = None,
 ) -> Written:
     """Compute a raster block by block into a store, make the result of it, and give that its name.
 
     begin : the store in a folder of parts, new or as an earlier run has left it. finish : makes the result of the
-    finished store, and returns where in that folder it is.
+    finished store, and returns where in that folder it is. layout : what else was asked of the result's form.
     Raises OutputError, OutputExistsError, BlockFailedError, and what ``finish`` does. After an error, and when it is
     stopped, finished blocks stay beside the output for a run that resumes.
     """
@@ -43,7 +44,7 @@ def write_result(
     model, crs = str(change.attrs.get("model", "")), cast("CRS", grid.crs)
     asked = asked_of(
         change.attrs, name=change.name, dtype=str(blocks.dtype), blocks=[lengths[0] for lengths in blocks.chunks],
-        shape=list(blocks.shape), transform=list(grid.transform)[:6], crs=crs.proj.name, wkt=crs.to_wkt(),
+        shape=list(blocks.shape), transform=list(grid.transform)[:6], crs=crs.proj.name, wkt=crs.to_wkt(), **(layout or {}),
     )  # fmt: skip
     if resume and os.path.lexists(out) and not _replaces(out, asked):
         return _already_written(out, asked)
