@@ -9,25 +9,25 @@ import zarr_cm
 from odc.geo.geobox import GeoBox
 from pyproj import CRS
 
-_PLACE_KEYS = {"zarr_conventions", *zarr_cm.proj.CONVENTION_KEYS, *zarr_cm.spatial.CONVENTION_KEYS}
+_PLACE_KEYS = {*zarr_cm.proj.CONVENTION_KEYS, *zarr_cm.spatial.CONVENTION_KEYS}
 
 
 def array_attrs(attrs: Mapping[str, Any], grid: GeoBox) -> dict[str, Any]:
     """``attrs`` of an array (y, x), with CRS, transform, bounds and shape; those of another store are replaced."""
     others = {key: value for key, value in attrs.items() if key not in _PLACE_KEYS}
-    spatial = zarr_cm.spatial.create(
+    spatial: Any = zarr_cm.spatial.create(
         dimensions=["y", "x"], bbox=_bounds(grid), transform_type="affine", transform=_transform(grid),
         shape=list(grid.shape), registration="pixel",
     )  # fmt: skip
-    return {**others, **zarr_cm.create_many({"proj": _crs(grid), "spatial": dict(spatial)})}
+    return dict(zarr_cm.insert_many(others, {"proj": _crs(grid), "spatial": spatial}))
 
 
 def group_attrs(grid: GeoBox) -> dict[str, Any]:
     """Of a group of arrays on one grid: what holds for its coarser levels too."""
     # Without spatial:registration, which is "pixel" if it is not said: GDAL 3.13 warns, where it is, of each level
     # that is not exactly half as long as the one before.
-    spatial = zarr_cm.spatial.create(dimensions=["y", "x"], bbox=_bounds(grid))
-    return dict(zarr_cm.create_many({"proj": _crs(grid), "spatial": dict(spatial)}))
+    spatial: Any = zarr_cm.spatial.create(dimensions=["y", "x"], bbox=_bounds(grid))
+    return dict(zarr_cm.create_many({"proj": _crs(grid), "spatial": spatial}))
 
 
 def with_levels(attrs: Mapping[str, Any], levels: Iterable[tuple[str, GeoBox]]) -> dict[str, Any]:
@@ -40,8 +40,8 @@ def with_levels(attrs: Mapping[str, Any], levels: Iterable[tuple[str, GeoBox]]) 
         else:
             to_next = {"scale": [2.0, 2.0], "translation": [0.0, 0.0]}
             layout.append({"asset": path, "derived_from": layout[-1]["asset"], "transform": to_next, **place})
-    multiscales = zarr_cm.multiscales.create(layout=layout, resampling_method="mode")
-    return dict(zarr_cm.insert_many(attrs, {"multiscales": dict(multiscales)}, overwrite=True))
+    multiscales: Any = zarr_cm.multiscales.create(layout=layout, resampling_method="mode")
+    return dict(zarr_cm.insert_many(attrs, {"multiscales": multiscales}, overwrite=True))
 
 
 def _crs(grid: GeoBox) -> dict[str, Any]:

@@ -84,13 +84,12 @@ def windowed_mode() -> Callable[..., Any]:
             "A pyramid needs xarray-multiscale, which is not installed. Install it with: "
             'pip install "geodl_dask[pyramid]"'
         ) from error
-    return windowed_mode  # type: ignore[no-any-return]
+    return windowed_mode
 
 
-def _halve_block(below: str, block_yx: tuple[int, int], block_id: tuple[int, int]) -> np.ndarray:
+def _halve_block(below: str, block_yx: tuple[int, ...], block_id: tuple[int, ...]) -> np.ndarray:
     """One block of `halved`: (y, x). Runs on workers."""
     rows, cols = (
-        slice(2 * number * length, 2 * (number + 1) * length)
-        for number, length in zip(block_id, block_yx, strict=True)
+        slice(2 * number * length, 2 * (number + 1) * length) for number, length in zip(block_id, block_yx, strict=True)
     )
     return most_frequent_of_four(np.asarray(zarr.open_array(below, mode="r")[rows, cols]))

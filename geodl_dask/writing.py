@@ -44,7 +44,8 @@ def write_result(
     model, crs = str(change.attrs.get("model", "")), cast("CRS", grid.crs)
     asked = asked_of(
         change.attrs, name=change.name, dtype=str(blocks.dtype), blocks=[lengths[0] for lengths in blocks.chunks],
-        shape=list(blocks.shape), transform=list(grid.transform)[:6], crs=crs.proj.name, wkt=crs.to_wkt(), **(layout or {}),
+        shape=list(blocks.shape), transform=list(grid.transform)[:6], crs=crs.proj.name, wkt=crs.to_wkt(),
+        **(layout or {}),
     )  # fmt: skip
     if resume and os.path.lexists(out) and not _replaces(out, asked):
         return _already_written(out, asked)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 import zarr
+from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
 from .blocks import Index, Progress, Tally, regular_blocks, store_blocks
@@ -102,18 +103,22 @@ def write_zarr(
     """
     _check_layout(zarr_format, pyramid=pyramid)
     blocks = regular_blocks(change)
-    change = change.copy(data=blocks).rename(str(change.name or "change"))
+    name = str(change.name or "change")
+    classes = change.copy(data=blocks).rename(name)
 
     def finish(folder: Path, tally: Tally) -> Path:
         store = folder / "store.zarr"
-        levels = _write_levels(change, store, zarr_format) if pyramid else []
+        levels = _write_levels(classes, store, zarr_format) if pyramid else []
         for half in store.rglob("*.partial"):  # of a process that died while Zarr wrote
             half.unlink(missing_ok=True)
-        _describe(change, store, levels, list_values(change.attrs, tally.pixels))
+        arrays = [name, *(f"{level}/{name}" for level in levels)]
+        _list_found(store, arrays, ClassTable.from_attrs(list_values(change.attrs, tally.pixels)))
+        if levels:
+            _list_levels(store, name, grid_of(change))
         return store
 
     def begin(folder: Path) -> ZarrBlocks:
-        return _block_store(change, folder / "store.zarr", zarr_format)
+        return _block_store(classes, folder / "store.zarr", folder / "new.zarr", zarr_format)
 
     return write_result(
         change, path, (".zarr",), begin, finish, overwrite=overwrite, resume=resume, progress=progress,
@@ -128,42 +133,48 @@ def _check_layout(zarr_format: int, *, pyramid: bool) -> None:
         windowed_mode()  # or say now that it is missing
 
 
-def _block_store(change: xr.DataArray, group: Path, zarr_format: ZarrFormat, within: Path | None = None) -> ZarrBlocks:
-    """The array for a raster's blocks in the Zarr group ``group``, as an earlier run has left it, or else new.
+def _block_store(layer: xr.DataArray, group: Path, unfinished: Path, zarr_format: ZarrFormat) -> ZarrBlocks:
+    """For the blocks of a layer, in the Zarr group that an earlier run has left, or a new one.
 
-    within : the group that this one is to be in.
+    unfinished : where that grows.
     """
     if not group.exists():
-        unfinished = (within or group).with_name("new.zarr")
-        _create(change, unfinished, zarr_format)
+        _create([layer], unfinished, zarr_format)
         unfinished.rename(group)
-    heights, widths = change.data.chunks
-    return ZarrBlocks(str(group / str(change.name)), (heights[0], widths[0]), zarr_format)
+    heights, widths = layer.chunks or ((), ())
+    return ZarrBlocks(str(group / str(layer.name)), (heights[0], widths[0]), zarr_format)
 
 
-def _create(change: xr.DataArray, store: Path, zarr_format: ZarrFormat) -> None:
+def _create(layers: list[xr.DataArray], store: Path, zarr_format: ZarrFormat) -> None:
     """The store with everything but its chunks."""
-    grid, table = grid_of(change), ClassTable.from_attrs(change.attrs)
-    block_yx = tuple(lengths[0] for lengths in change.data.chunks)
-    variable = change.drop_encoding()
-    variable.attrs = array_attrs(change.attrs, grid)
+    encoded = [_encoded(layer, zarr_format) for layer in layers]
+    with warnings.catch_warnings():
+        # Zarr 3's specification has no word on consolidated metadata yet, and xarray warns where it is missing.
+        warnings.filterwarnings("ignore", "Consolidated metadata")
+        xr.Dataset({variable.name: variable for variable, _ in encoded}, attrs=group_attrs(grid_of(layers[0]))).to_zarr(
+            store, mode="w", compute=False, zarr_format=zarr_format, consolidated=True,
+            encoding={variable.name: encoding for variable, encoding in encoded},
+        )  # fmt: skip
+
+
+def _encoded(layer: xr.DataArray, zarr_format: ZarrFormat) -> tuple[xr.DataArray, dict[str, Any]]:
+    """A variable of the store, and what xarray is to be told of its encoding."""
+    grid, table = grid_of(layer), ClassTable.from_attrs(layer.attrs)
+    block_yx = tuple(lengths[0] for lengths in layer.chunks or ())
+    variable = layer.drop_encoding()
+    of_a_store = "grid_mapping", "coordinates"  # that it was read from, which xarray writes itself
+    variable.attrs = array_attrs({key: layer.attrs[key] for key in layer.attrs if key not in of_a_store}, grid)
     # GDAL's Zarr driver reads the CRS from here; CF readers follow grid_mapping to spatial_ref.
     variable.attrs["_CRS"] = {"wkt": grid.crs.to_wkt() if grid.crs else ""}
     nodata = variable.attrs.pop("_FillValue", table.nodata if table else None)
-    encoding = {"chunks": block_yx, "write_empty_chunks": True, "grid_mapping": "spatial_ref"}
+    encoding: dict[str, Any] = {"chunks": block_yx, "write_empty_chunks": True, "grid_mapping": "spatial_ref"}
     if zarr_format == 3 and (chunk_yx := chunk_of(block_yx)):
         encoding |= {"chunks": chunk_yx, "shards": block_yx}
     if nodata is not None:
         encoding["_FillValue"] = nodata
-        if zarr_format == 3:  # where it is not the same thing
+        if zarr_format == 3:  # in format 2 that is the fill value
             encoding["fill_value"] = nodata
-    with warnings.catch_warnings():
-        # Zarr 3's specification has no word on consolidated metadata yet, and xarray warns where it is missing.
-        warnings.filterwarnings("ignore", "Consolidated metadata")
-        variable.to_dataset().assign_attrs(group_attrs(grid)).to_zarr(
-            store, mode="w", compute=False, zarr_format=zarr_format, consolidated=True,
-            encoding={variable.name: encoding},
-        )  # fmt: skip
+    return variable, encoding
 
 
 def chunk_of(block_yx: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -178,37 +189,43 @@ def chunk_of(block_yx: tuple[int, ...]) -> tuple[int, ...] | None:
     return chunk_yx if is_even else None
 
 
-def _write_levels(change: xr.DataArray, store: Path, zarr_format: ZarrFormat) -> list[str]:
+def _write_levels(classes: xr.DataArray, store: Path, zarr_format: ZarrFormat) -> list[str]:
     """The pyramid over a finished array, each level from the one before; what an earlier run has made of it stays.
 
     Returns the names of the groups that hold the levels.
     """
-    below, names = store / str(change.name), []
-    for level in levels_of(grid_of(change)):
+    below, levels = store / str(classes.name), levels_of(grid_of(classes))
+    for level in levels:
         coarser = xr.DataArray(
-            halved(str(below)), dims=("y", "x"), coords=xr_coords(level.grid, dims=("y", "x")), name=change.name,
-            attrs=change.attrs,
+            halved(str(below)), dims=("y", "x"), coords=xr_coords(level.grid, dims=("y", "x")), name=classes.name,
+            attrs=classes.attrs,
         )  # fmt: skip
-        blocks = _block_store(coarser, store / level.name, zarr_format, within=store)
+        blocks = _block_store(coarser, store / level.name, store.with_name("new.zarr"), zarr_format)
         store_blocks(coarser.data, blocks)
         below = Path(blocks.path)
-        names.append(level.name)
-    return names
+    return [level.name for level in levels]
 
 
-def _describe(change: xr.DataArray, store: Path, levels: list[str], attrs: dict[str, Any]) -> None:
-    """Bring the class tables up to what was found, and say where the levels are."""
+def _list_found(store: Path, arrays: list[str], table: ClassTable | None) -> None:
+    """Bring the class tables up to what was found."""
     group = zarr.open_group(store, mode="r+", use_consolidated=False)
-    arrays = [str(change.name), *(f"{level}/{change.name}" for level in levels)]
-    found = {key: value for key, value in attrs.items() if key != "_FillValue"}
-    outdated = [name for name in arrays if any(group[name].attrs.get(key) != value for key, value in found.items())]
-    for name in outdated:
-        group[name].attrs.update(found)
-    if levels:
-        grid = grid_of(change)
-        grids = [grid, *(level.grid for level in levels_of(grid))]
-        group.attrs.update(with_levels(dict(group.attrs), zip(arrays, grids, strict=True)))
-    if outdated or levels:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Consolidated metadata")
-            zarr.consolidate_metadata(store)
+    found = table.to_attrs() if table else {}
+    for name in reversed(arrays):  # so that the store's own record is the last to be renewed
+        outdated = {key: value for key, value in found.items() if group[name].attrs.get(key) != value}
+        if outdated:
+            group[name].attrs.update(outdated)
+        _consolidate((store / name).parent)
+
+
+def _list_levels(store: Path, name: str, grid: GeoBox) -> None:
+    """Say in the store where the levels of its pyramid are."""
+    group = zarr.open_group(store, mode="r+", use_consolidated=False)
+    levels = [(f"{level.name}/{name}", level.grid) for level in levels_of(grid)]
+    group.attrs.update(with_levels(dict(group.attrs), [(name, grid), *levels]))
+    _consolidate(store)
+
+
+def _consolidate(store: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata")
+        zarr.consolidate_metadata(store)
