@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import dask.array as da
 import numpy as np
@@ -25,10 +25,9 @@ from rasterio.enums import Resampling
 
 from .blocks import Index, Tally, regular_blocks
 from .classes import ClassTable
-from .dispatch import Progress
 from .errors import RunError
 from .outputs import Written
-from .writing import found_attrs, grid_of, write_result
+from .writing import WriteOptions, found_attrs, grid_of, write_result
 
 COG_BLOCK_PX = 512
 GDAL_CACHE_MB = 256
@@ -80,22 +79,14 @@ class GeoTiffParts:
 def write_cog(
     change: xr.DataArray,
     path: str | os.PathLike[str],
-    *,
-    overwrite: bool = False,
-    resume: bool = False,
-    same_pixels: bool = False,
-    keep_going: bool = False,
-    progress: Progress | None = None,
+    **options: Unpack[WriteOptions],
 ) -> Written:
     """Compute a change raster block by block into a Cloud-Optimized GeoTIFF.
 
     change : (y, x) integers as `detect_change` gives it. The file has the class colours as its palette, nodata,
     overviews by the most frequent value, and class table and provenance as tags.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
-    resume : go on with what an interrupted run of the same words has left, if one has; a result that is whole is left
-    as it is.
-    same_pixels : your word that rasters which were copied, moved or mended since the interrupted run have its pixels.
-    keep_going : blocks that go on failing become nodata, and `Written` and the manifest list them.
+    options : ``overwrite``, ``resume``, ``same_pixels``, ``keep_going``, ``progress``: see `WriteOptions`.
     Raises OutputError, OutputExistsError, BlockFailedError or, where the last pass fails, RunError; what was there
     before stays until the new one is whole.
     """
@@ -109,7 +100,13 @@ def write_cog(
         mosaic, finished = folder / "parts.vrt", folder / "finished.tif"
         finished.unlink(missing_ok=True)  # what a run that was stopped in this very pass has left
         mosaic.write_text(
-            _mosaic(blocks, begin(folder), grid, found_attrs(change.attrs, tally, blocks), set(tally.failed)),
+            _mosaic(
+                blocks,
+                begin(folder),
+                grid,
+                {**change.attrs, **found_attrs(change.attrs, tally, blocks)},
+                set(tally.failed),
+            ),
             encoding="utf-8",
         )
         try:
@@ -118,10 +115,7 @@ def write_cog(
             raise RunError(f"{path} could not be put together from its blocks: {error}. Is the disk full?") from error
         return finished
 
-    return write_result(
-        change, path, (".tif", ".tiff"), begin, finish, overwrite=overwrite, resume=resume, same_pixels=same_pixels,
-        keep_going=keep_going, progress=progress,
-    )  # fmt: skip
+    return write_result(change, path, (".tif", ".tiff"), begin, finish, **options)
 
 
 def _translate(mosaic: Path, finished: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import dask.array as da
 import numpy as np
@@ -19,7 +19,7 @@ from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
 from .blocks import BlockStore, Tally, lattice_of, regular_blocks
-from .classes import list_values
+from .classes import TABLE_ATTRS, list_values
 from .dispatch import Progress, store_blocks
 from .errors import OutputError, OutputExistsError, RunError
 from .manifest import FailedBlock, Manifest, asked_of, is_same, require_same
@@ -39,6 +39,21 @@ from .outputs import (
 _LIBRARIES = ("geodl_dask", "dask", "distributed", "numpy", "rasterio", "torch", "xarray", "zarr")
 
 
+class WriteOptions(TypedDict, total=False):
+    """What both writers take."""
+
+    overwrite: bool
+    """Replace what stands there once the new result is whole."""
+    resume: bool
+    """Go on with what an interrupted run of the same words has left, if one has; a whole result is left as it is."""
+    same_pixels: bool
+    """The user's word that rasters which were copied, moved or mended since the interrupted run have its pixels."""
+    keep_going: bool
+    """Blocks that go on failing become nodata, and `Written` and the manifest list them."""
+    progress: Progress | None
+    """Called with the pixels that are done and those to be done in all."""
+
+
 def write_result(
     change: xr.DataArray,
     path: str | os.PathLike[str],
@@ -46,16 +61,17 @@ def write_result(
     begin: Callable[[Path], BlockStore],
     finish: Callable[[Path, Tally], Path],
     *,
-    overwrite: bool,
-    resume: bool,
-    same_pixels: bool,
-    keep_going: bool,
-    progress: Progress | None,
+    layout: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    same_pixels: bool = False,
+    keep_going: bool = False,
+    progress: Progress | None = None,
 ) -> Written:
     """Compute a raster block by block into a store, make the result of it, and give that its name.
 
     begin : the store in a folder of parts, new or as an earlier run has left it. finish : makes the result of the
-    finished store, and returns where in that folder it is. keep_going : blocks that fail are left out.
+    finished store, and returns where in that folder it is. layout : what else was asked of the result's form.
     Raises OutputError, OutputExistsError, BlockFailedError, SchedulerLostError, and what ``finish`` does. After an
     error, and when it is stopped, finished blocks stay beside the output for a run that resumes.
     """
@@ -67,6 +83,7 @@ def write_result(
     asked = asked_of(
         change.attrs, name=change.name, dtype=str(blocks.dtype), blocks=[lengths[0] for lengths in blocks.chunks],
         shape=list(blocks.shape), transform=list(grid.transform)[:6], crs=crs.proj.name, wkt=crs.to_wkt(),
+        **(layout or {}),
     )  # fmt: skip
     started = Manifest(
         asked, str(change.attrs.get("model", "")), str(change.attrs.get("model_name", "")), replaces=overwrite,
@@ -130,9 +147,11 @@ def _written(out: Path, manifest: Manifest) -> Written:
 
 
 def found_attrs(attrs: Mapping[str, Any], tally: Tally, blocks: da.Array) -> dict[str, Any]:
-    """Attributes of a finished raster: its class table lists all that was found, and what failed is named."""
+    """Attributes that a finished raster gets: a class table with all that was found, and where blocks failed."""
+    listed = list_values(attrs, tally.pixels)
     failed = [[each.row_off, each.col_off, each.height, each.width] for each in _failed(tally, blocks)]
-    return list_values(attrs, tally.pixels) | ({"failed_blocks": failed} if failed else {})
+    of_table = {key: listed[key] for key in TABLE_ATTRS if key in listed}
+    return of_table | ({"failed_blocks": failed} if failed else {})
 
 
 def grid_of(change: xr.DataArray) -> GeoBox:
