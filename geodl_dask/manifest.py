@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Manifest:
     """Tiles of the model's lattice; 0 where it is not known."""
     empty_tiles: int = 0
     """Of those, how many had no valid pixel, so that the model has not run on them."""
-    software: dict[str, str] | None = None
+    software: dict[str, str] = field(default_factory=dict)
     """Versions of what it ran with, by name."""
     format: int = FORMAT
     """Version of this layout."""

@@ -35,6 +35,7 @@ from .outputs import (
     partial_of,
     publish,
 )
+from .stac_item import write_item
 
 _LIBRARIES = ("geodl_dask", "dask", "distributed", "numpy", "rasterio", "torch", "xarray", "zarr")
 
@@ -100,12 +101,15 @@ def write_result(
             tally = store_blocks(blocks, store, progress, lattice_of(change, blocks), keep_going=keep_going)
             finished = finish(growth.folder, tally)
             _ended(started, growth, tally, blocks).write(manifest_of(finished))
-        manifest = Manifest.read(manifest_of(finished))
+        manifest = cast("Manifest", Manifest.read(manifest_of(finished)))
         growth.has_finished = lambda: True
         place = publish(finished, out, overwrite=growth.replaces)
     if place != out:
         raise RunError(f"{out} has come there since the run began, and stays as it is. The result is {place}.")
-    return _written(out, cast("Manifest", manifest))
+    written = _written(out, manifest)
+    ended = datetime.fromisoformat(manifest.ended)
+    write_item(change, out, written=written, ended=ended, versions=manifest.software)
+    return written
 
 
 def _now() -> str:

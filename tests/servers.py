@@ -16,14 +16,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import formatdate
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 from urllib.request import urlopen
 
-Answer = tuple[int, str, bytes]
-"""Status, content type, body."""
+Answer = tuple[int, str, bytes] | tuple[int, str, bytes, dict[str, str]]
+"""Status, content type, body, and perhaps further headers."""
 
 Route = Callable[[str, dict[str, str]], Answer | None]
 """Path and query (names in lower case) -> answer; None: not mine."""
@@ -41,6 +43,20 @@ def files(folder: str) -> Route:
     def route(path: str, _query: dict[str, str]) -> Answer | None:
         file = Path(folder, path.lstrip("/"))
         return (200, CONTENT_TYPES.get(file.suffix, "image/tiff"), file.read_bytes()) if file.is_file() else None
+
+    return route
+
+
+def described_files(folder: str, wanted: list[str]) -> Route:
+    """The same with the headers that are wanted, of ETag and Last-Modified."""
+
+    def route(path: str, query: dict[str, str]) -> Answer | None:
+        found = files(folder)(path, query)
+        if not found:
+            return None
+        changed = formatdate(Path(folder, path.lstrip("/")).stat().st_mtime, usegmt=True)
+        headers = {"ETag": f'"{sha256(found[2]).hexdigest()[:16]}"', "Last-Modified": changed}
+        return *found[:3], {name: headers[name] for name in wanted}
 
     return route
 
@@ -140,7 +156,18 @@ def wms(path: str) -> Route:
 
 ROUTES = {
     each.__name__: each
-    for each in (files, signed_files, status, image_service, map_service, tiles, document, everything, wms)
+    for each in (
+        files,
+        described_files,
+        signed_files,
+        status,
+        image_service,
+        map_service,
+        tiles,
+        document,
+        everything,
+        wms,
+    )
 }
 
 
@@ -259,19 +286,22 @@ def _process(arguments: list[str]) -> Iterator[int]:
 # The process of the server.
 
 
-def answer_to(target: str, ranges: str | None, host: str, routes: list[Route]) -> tuple[int, str, bytes, str]:
-    """Status, content type, body, and content range."""
+def answer_to(
+    target: str, ranges: str | None, host: str, routes: list[Route]
+) -> tuple[int, str, bytes, dict[str, str]]:
+    """Status, content type, body, and further headers, the content range among them."""
     parts = urlsplit(target)
     query = {key.lower(): value for key, value in parse_qsl(parts.query, keep_blank_values=True)} | {"host": host}
     answers = (route(unquote(parts.path), query) for route in routes)
-    code, kind, body = next((answer for answer in answers if answer), NOT_FOUND)
+    code, kind, body, *more = next((answer for answer in answers if answer), NOT_FOUND)
+    headers = more[0] if more else {}
     if code != 200 or not ranges:
-        return code, kind, body, ""
+        return code, kind, body, headers
     first, last = ranges.removeprefix("bytes=").split("-")
     start, stop = int(first), min(int(last or len(body)), len(body) - 1)
     if start >= len(body):
-        return 416, kind, b"", f"bytes */{len(body)}"
-    return 206, kind, body[start : stop + 1], f"bytes {start}-{stop}/{len(body)}"
+        return 416, kind, b"", {"Content-Range": f"bytes */{len(body)}"}
+    return 206, kind, body[start : stop + 1], headers | {"Content-Range": f"bytes {start}-{stop}/{len(body)}"}
 
 
 def handler_of(routes: list[Route], takes_ranges: bool) -> type[BaseHTTPRequestHandler]:
@@ -284,18 +314,18 @@ def handler_of(routes: list[Route], takes_ranges: bool) -> type[BaseHTTPRequestH
         def do_GET(self) -> None:
             is_get = self.command == "GET"
             if self.path == "/_log":
-                code, kind, body, part = 200, "application/json", json.dumps(log).encode(), ""
+                code, kind, body, headers = 200, "application/json", json.dumps(log).encode(), {}
             else:
                 ranges = self.headers.get("Range") if takes_ranges else None
-                code, kind, body, part = answer_to(self.path, ranges, self.headers["Host"], routes)
+                code, kind, body, headers = answer_to(self.path, ranges, self.headers["Host"], routes)
                 log.append((self.path, code, len(body) if is_get else 0))
             self.send_response(code)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             if takes_ranges:
                 self.send_header("Accept-Ranges", "bytes")
-            if part:
-                self.send_header("Content-Range", part)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
             if is_get:
                 self.wfile.write(body)

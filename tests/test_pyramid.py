@@ -1,10 +1,11 @@
-"""Coarser levels of a store: the most frequent value of four, wherever blocks end, made again where they are missing."""
+"""A pyramid: each level of the most frequent value, bounded by blocks, gone on with when it was interrupted."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis.extra.numpy as stn
@@ -225,7 +226,8 @@ def test_run_that_ended_in_the_pyramid_goes_on_there(tmp_path, monkeypatch, zarr
 def test_whole_result_is_left_as_it_is(tmp_path):
     written = write_zarr(change_raster(classes(SHAPE)), tmp_path / "change.zarr", pyramid=True)
     before = files_in(tmp_path)
-    assert write_zarr(change_raster(classes(SHAPE)), tmp_path / "change.zarr", pyramid=True, resume=True) == written
+    again = write_zarr(change_raster(classes(SHAPE)), tmp_path / "change.zarr", pyramid=True, resume=True)
+    assert again == replace(written, computed_blocks=0)
     assert files_in(tmp_path) == before
     with pytest.raises(OutputExistsError, match="pyramid was True, is False"):
         write_zarr(change_raster(classes(SHAPE)), tmp_path / "change.zarr", resume=True)

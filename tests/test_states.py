@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 import rasterio.shutil
 import rioxarray
 from conftest import TRANSFORM, write_raster
+from servers import serving, serving_s3
 
 from geodl_dask.rasters import open_raster, open_single
+from geodl_dask.rasters.mosaic import mosaic_of_files
+from geodl_dask.rasters.remote import MOST_ASKED, look_at_all, url_of
 from geodl_dask.rasters.states import state_of
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (3, 40, 50)).astype(np.uint8)
@@ -133,7 +139,116 @@ def test_mask_has_a_state_too(folder):
         assert before[1] != after[1]
 
 
-@pytest.mark.parametrize("dataset", ["/vsicurl/http://127.0.0.1:1/a.tif", "/vsis3/bucket/a.tif", f"WMS:{'x' * 5000}"])
-def test_of_what_lies_elsewhere_nothing_is_asked(folder, dataset):
+@pytest.mark.parametrize("dataset", ["/vsicurl/http://127.0.0.1:9/a.tif", "/vsis3/bucket/a.tif", f"WMS:{'x' * 5000}"])
+def test_silent_server_leaves_a_state(folder, monkeypatch, dataset):
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    monkeypatch.setenv("AWS_S3_ENDPOINT", "http://127.0.0.1:9")
     described = dataclasses.replace(open_raster("a.tif"), dataset=dataset)
     assert state_of(described) == "bands 1,2,3 of a file elsewhere"
+
+
+# On servers.
+
+BOTH = ["ETag", "Last-Modified"]
+
+
+@pytest.mark.parametrize("headers", [BOTH, BOTH[:1], BOTH[1:]])
+def test_file_on_a_server_stays_until_it_is_written_anew(folder, headers):
+    with serving(("described_files", folder, headers)) as site:
+        before = state_of(open_raster(f"{site.url}/a.tif"))
+        assert state_of(open_raster(f"{site.url}/a.tif")) == before
+        write_raster(folder / "a.tif", PIXELS[:, ::-1].copy())
+        os.utime("a.tif", (0, 1))
+        assert state_of(open_raster(f"{site.url}/a.tif")) != before
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [(BOTH, "{} of 1970-01-01 00:00:01 UTC, etag {}"), (BOTH[:1], "{}, etag {}"), ([], "{}")],
+)
+def test_what_a_server_says_of_a_file_can_be_read_off(folder, headers, said):
+    os.utime("a.tif", (0, 1))
+    content = Path("a.tif").read_bytes()
+    with serving(("described_files", folder, headers)) as site:
+        raster = open_raster(f"{site.url}/a.tif")
+        served = site.bytes_served
+        told = state_of(raster)
+        assert site.bytes_served == served + 1
+    expected = said.format(f"{len(content):,} bytes", hashlib.sha256(content).hexdigest()[:16])
+    assert told == f"bands 1,2,3 of {expected}"
+    assert state_of(raster) == "bands 1,2,3 of a file elsewhere"  # the server is gone
+
+
+@pytest.mark.parametrize("code", [403, 500])
+def test_refusal_of_a_server_leaves_a_state(folder, code):
+    with serving(("status", code)) as site:
+        described = dataclasses.replace(open_raster("a.tif"), dataset=f"/vsicurl/{site.url}/a.tif")
+        assert state_of(described) == "bands 1,2,3 of a file elsewhere"
+
+
+def test_virtual_raster_has_the_state_of_its_files_on_a_server(folder):
+    with serving(("described_files", folder, BOTH)) as site:
+        paths = [f"/vsicurl/{site.url}/tiles/{name}.tif" for name in "ab"]
+        xml = mosaic_of_files([Path(path) for path in (folder / "tiles").glob("*.tif")], "raster")[0]
+        for name, path in zip("ab", paths, strict=True):
+            xml = xml.replace(str(folder / "tiles" / f"{name}.tif"), path)
+        assert str(folder) not in xml
+        before = state_of(open_raster(xml))
+        assert state_of(open_raster(xml)) == before
+        assert "2 files elsewhere" in before
+        os.utime("tiles/b.tif", (0, 1))
+        assert state_of(open_raster(xml)) != before
+
+
+def test_no_more_than_so_many_files_on_a_server_are_asked_for(folder):
+    with serving(("described_files", folder, BOTH)) as site:
+        assert len(look_at_all(f"{site.url}/{number}.tif" for number in range(200))) == MOST_ASKED
+        assert len(site.log) == MOST_ASKED
+
+
+def test_store_on_a_server_stays_until_its_description_is_written_anew(folder):
+    with serving(("described_files", folder, BOTH)) as site:
+        raster = dataclasses.replace(open_raster("a.zarr"), store=f"{site.url}/a.zarr")
+        before = state_of(raster)
+        assert state_of(raster) == before
+        assert "files elsewhere" in before
+        os.utime("a.zarr/.zmetadata", (0, 1))
+        assert state_of(raster) != before
+
+
+def test_object_in_a_bucket_stays_until_it_is_written_anew(folder, monkeypatch):
+    with serving_s3() as endpoint:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1",
+            "AWS_S3_ENDPOINT": endpoint, "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        client = boto3.client("s3", endpoint_url=f"http://{endpoint}")
+        client.create_bucket(Bucket="bucket")
+        client.upload_file("a.tif", "bucket", "an image.tif")
+        raster = open_raster("s3://bucket/an image.tif")
+        before = state_of(raster)
+        etag = hashlib.md5(Path("a.tif").read_bytes()).hexdigest()
+        assert re.fullmatch(
+            rf"bands 1,2,3 of {Path('a.tif').stat().st_size:,} bytes of \d{{4}}-.* UTC, etag {etag}", before
+        )
+        assert state_of(raster) == before
+        write_raster(folder / "a.tif", PIXELS[:, ::-1].copy())
+        client.upload_file("a.tif", "bucket", "an image.tif")
+        assert state_of(raster) != before
+        monkeypatch.setitem(sys.modules, "obstore.exceptions", None)
+        assert state_of(raster) == "bands 1,2,3 of a file elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("/vsicurl/https://a.org/b.tif?c=d", "https://a.org/b.tif?c=d"),
+        ("/vsis3/bucket/a b.tif", "s3://bucket/a b.tif"),
+        ("/vsigs/bucket/a.tif", "gs://bucket/a.tif"),
+        ("/vsiaz/bucket/a.tif", "az://bucket/a.tif"),
+        ("/data/a.tif", "/data/a.tif"),
+    ],
+)
+def test_gdals_names_are_urls(name, url):
+    assert url_of(name) == url

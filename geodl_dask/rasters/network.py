@@ -90,6 +90,14 @@ def require_rangeable(url: str, role: str) -> str:
         return kind
 
 
+def first_byte(url: str, role: str) -> HTTPResponse:
+    """The answer to a request for a file's first byte, whose headers describe it; to be closed.
+
+    No HEAD request, for an address may be signed for GET alone. Raises RasterNotFoundError or RasterInputError.
+    """
+    return _answer(url, role, {"Range": "bytes=0-0"})
+
+
 def _answer(url: str, role: str, headers: dict[str, str] | None = None) -> HTTPResponse:
     scheme = urlsplit(url).scheme.lower()
     if scheme not in ("http", "https"):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import rasterio.errors
 
@@ -15,11 +16,12 @@ from .arrays import RasterArray
 from .files import RasterFile
 from .gdal import opened
 from .mask import PolygonMask
+from .remote import look_at_all
 from .windows import WindowedRaster
-from .zarr_raster import ZarrRaster
+from .zarr_raster import METADATA, ZarrRaster
 
 ELSEWHERE = ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz")
-"""How GDAL's names of what lies on a server begin; there each look costs a request."""
+"""How GDAL's names of what lies on a server begin."""
 
 NOT_PIXELS = ".aux.xml"
 """Where GDAL keeps statistics that anybody may have asked for meanwhile."""
@@ -29,7 +31,7 @@ def state_of(raster: WindowedRaster | RasterArray) -> str:
     """The state of a raster that was opened, in words that differ where its pixels may, and what is read of it.
 
     Of local files it is size and time of change, of a mosaic also those of its files; of an array its name in Dask.
-    What lies elsewhere shows nothing but its name.
+    Of what lies on a server it is size, time of change and etag, as far as that says them; a layer of tiles has none.
     """
     if isinstance(raster, RasterArray):
         return raster.valid.name  # which comes of the pixels' name and the nodata value
@@ -37,24 +39,42 @@ def state_of(raster: WindowedRaster | RasterArray) -> str:
         return f"bands {','.join(map(str, raster.bands))} of {_dataset_state(raster.dataset)}"
     if isinstance(raster, ZarrRaster):
         bands = ",".join(map(str, raster.positions))
-        return f"bands {bands} of {','.join(raster.variables)} of {_files_state(_below(raster.store))}"
+        is_elsewhere = "://" in raster.store
+        state = _store_state(raster.store) if is_elsewhere else _files_state(_below(raster.store))
+        return f"bands {bands} of {','.join(raster.variables)} of {state}"
     if isinstance(raster, PolygonMask):
         return _files_state(_below(raster.path))
     return raster.name
 
 
 def _dataset_state(dataset: str) -> str:
-    """Of what GDAL opens: its text, if it is one, and its local files."""
+    """Of what GDAL opens: its text, if it is one, its local files, and those on servers."""
     text = [f"text {_digest(dataset)}"] if dataset.startswith("<") else []
     if dataset.startswith(ELSEWHERE):
-        return "a file elsewhere"
+        return _remote_state([dataset])
     try:
         with opened(dataset) as found:
             names = found.files
     except rasterio.errors.RasterioError:
         names = []
     files = {path for name in (dataset, *names) if not name.startswith("<") and (path := _local(name))}
-    return ", ".join([*text, _files_state(sorted(files))])
+    remote = sorted({name for name in names if name.startswith(ELSEWHERE) and not name.endswith(NOT_PIXELS)})
+    local = [_files_state(sorted(files))] if files or not remote else []
+    return ", ".join([*text, *local, *([_remote_state(remote)] if remote else [])])
+
+
+def _remote_state(names: list[str]) -> str:
+    """Of files on servers, by URL or by what GDAL calls them."""
+    known = [(name, str(each)) for name, each in zip(names, look_at_all(names), strict=False) if str(each)]
+    if not known:
+        return "a file elsewhere"
+    return known[0][1] if len(known) == 1 else f"{len(known):,} files elsewhere ({_digest(known)})"
+
+
+def _store_state(store: str) -> str:
+    """Of a Zarr store on a server: of the files that describe it, for its chunks may be millions."""
+    parts = urlsplit(store)
+    return _remote_state([urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{mark}")) for mark in METADATA])
 
 
 def _local(name: str) -> Path | None:
