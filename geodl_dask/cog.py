@@ -6,6 +6,7 @@ import json
 import os
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from rasterio.dtypes import dtype_rev
 from rasterio.enums import Resampling
 
 from .blocks import Index, Progress, Tally, regular_blocks
-from .classes import ClassTable, list_values
+from .classes import list_values
 from .errors import RunError
+from .legend import SIDE_FILE, add_legend, add_statistics, side_file
 from .outputs import Written
 from .writing import grid_of, write_result
 
@@ -86,7 +88,8 @@ def write_cog(
     """Compute a change raster block by block into a Cloud-Optimized GeoTIFF.
 
     change : (y, x) integers as `detect_change` gives it. The file has the class colours as its palette, nodata,
-    overviews by the most frequent value, and class table and provenance as tags.
+    statistics, overviews by the most frequent value, and class table and provenance as tags; ``OUT.tif.aux.xml``
+    beside it has the class names and an attribute table, as GDAL, QGIS and ArcGIS read them.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
     resume : go on with what an interrupted run of the same words has left, if one has; a result that is whole is left
     as it is.
@@ -101,14 +104,18 @@ def write_cog(
 
     def finish(folder: Path, tally: Tally) -> Path:
         mosaic, finished = folder / "parts.vrt", folder / "finished.tif"
-        finished.unlink(missing_ok=True)  # what a run that was stopped in this very pass has left
-        mosaic.write_text(
-            _mosaic(blocks, begin(folder), grid, list_values(change.attrs, tally.pixels)), encoding="utf-8"
-        )
+        side = finished.with_name(finished.name + SIDE_FILE)
+        for left in (finished, side):  # by a run that was stopped in this very pass
+            left.unlink(missing_ok=True)
+        attrs = list_values(change.attrs, tally.pixels)
+        mosaic.write_text(_mosaic(blocks, begin(folder), grid, attrs, tally.pixels), encoding="utf-8")
         try:
             _translate(mosaic, finished)
         except (CPLE_BaseError, rasterio.errors.RasterioError, SystemError) as error:
             raise RunError(f"{path} could not be put together from its blocks: {error}. Is the disk full?") from error
+        beside = side_file(attrs, tally.pixels, blocks.dtype)
+        if beside:  # in the place of GDAL's own, which says less the newer GDAL is
+            side.write_text(beside, encoding="utf-8")
         return finished
 
     return write_result(
@@ -124,7 +131,9 @@ def _translate(mosaic: Path, finished: Path) -> None:
         )  # fmt: skip
 
 
-def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str, Any]) -> str:
+def _mosaic(
+    blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str, Any], pixels: Mapping[int, int]
+) -> str:
     """A GDAL virtual raster (VRT) over the parts, with all that the file shall say of itself."""
     height, width = blocks.shape
     dataset = ET.Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
@@ -137,7 +146,8 @@ def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str
     ET.SubElement(band, "Description").text = attrs.get("long_name", "change")
     if "_FillValue" in attrs:
         ET.SubElement(band, "NoDataValue").text = str(attrs["_FillValue"])
-    _add_palette(band, ClassTable.from_attrs(attrs), blocks.dtype)
+    add_legend(band, attrs, pixels, blocks.dtype)
+    add_statistics(band, pixels, attrs.get("_FillValue"))
     starts = [np.cumsum((0, *lengths)).tolist() for lengths in blocks.chunks]
     for row, rows in enumerate(blocks.chunks[0]):
         for col, cols in enumerate(blocks.chunks[1]):
@@ -153,18 +163,6 @@ def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str
             ET.SubElement(source, "SrcRect", {"xOff": "0", "yOff": "0"}, xSize=width_px, ySize=height_px)
             ET.SubElement(source, "DstRect", at, xSize=width_px, ySize=height_px)
     return ET.tostring(dataset, encoding="unicode")
-
-
-def _add_palette(band: ET.Element, table: ClassTable | None, dtype: np.dtype[Any]) -> None:
-    """The class colours; GeoTIFF has palettes for 8 and 16 bits alone. Other values are transparent."""
-    if table is None or dtype.itemsize > 2:
-        return
-    ET.SubElement(band, "ColorInterp").text = "Palette"
-    palette = ET.SubElement(band, "ColorTable")
-    colors = {each.value: (*each.color, 255) for each in table.classes}
-    for value in range(np.iinfo(dtype).max + 1):
-        red, green, blue, alpha = map(str, colors.get(value, (0, 0, 0, 0)))
-        ET.SubElement(palette, "Entry", c1=red, c2=green, c3=blue, c4=alpha)
 
 
 def _gdal_type(dtype: np.dtype[Any]) -> str:

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 _LOCK, _OWNER, _MANIFEST = "lock", "owner", "manifest.json"
 _BEAT_EVERY_S, _SILENT_AFTER_S = 15, 120
 _INPUTS = ("from_raster", "to_raster", "raster", "model", "mask", "like", "snap_raster")
+_SIDES = (".aux.xml", ".msk", ".ovr")
+"""What GDAL finds beside a raster by its name, and reads with it."""
 _ZARR_RECORDS = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")
 
 
@@ -232,23 +234,30 @@ def _clear(partial: Path) -> None:
 def publish(finished: Path, out: Path, *, overwrite: bool) -> None:
     """Give what has grown inside `growing_output`, a file or folder, its name, in the place of what may be replaced.
 
+    What stands beside it under its name goes with it; what an earlier result of that name had beside it goes away
+    first, so that in no moment a result has another's.
     Raises RunError where something else has come there meanwhile: it stays, and the result gets a name beside it.
     """
     if overwrite and _is_replaceable(out):
+        _remove_sides(out)
         # Only a file takes the place of a file in one step.
         if os.path.lexists(out) and (out.is_dir() or finished.is_dir()):
             out.replace(finished.with_name("old"))
         finished.replace(out)
+        _name_sides(finished, out)
         return
     place, numbers = out, count(2)
     while not _take_free_name(finished, place):
         place = out.with_name(f"{out.stem}.{next(numbers)}{out.suffix}")
+    _name_sides(finished, place)
     if place != out:
         raise RunError(f"{out} has come there since the run began, and stays as it is. The result is {place}.")
 
 
 def _take_free_name(finished: Path, place: Path) -> bool:
     """Rename, unless something stands there: then False."""
+    if not os.path.lexists(place):
+        _remove_sides(place)
     if not finished.is_dir():
         try:
             place.hardlink_to(finished)  # unlike a rename, never replaces what has just come there
@@ -259,6 +268,21 @@ def _take_free_name(finished: Path, place: Path) -> bool:
         return False
     finished.rename(place)
     return True
+
+
+def _remove_sides(place: Path) -> None:
+    for side in _sides_of(place):
+        side.unlink(missing_ok=True)
+
+
+def _name_sides(finished: Path, place: Path) -> None:
+    for side, name in zip(_sides_of(finished), _sides_of(place), strict=True):
+        if side.exists():
+            side.replace(name)
+
+
+def _sides_of(path: Path) -> list[Path]:
+    return [path.with_name(path.name + side) for side in _SIDES]
 
 
 def _is_replaceable(out: Path) -> bool:
