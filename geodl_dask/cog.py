@@ -26,8 +26,8 @@ from rasterio.enums import Resampling
 from .blocks import Index, Progress, Tally, regular_blocks
 from .classes import list_values
 from .errors import RunError
-from .legend import SIDE_FILE, add_legend, add_statistics, side_file
-from .outputs import Written
+from .legend import add_legend, add_statistics, side_text
+from .outputs import Written, side_file_of
 from .writing import grid_of, write_result
 
 COG_BLOCK_PX = 512
@@ -104,8 +104,7 @@ def write_cog(
 
     def finish(folder: Path, tally: Tally) -> Path:
         mosaic, finished = folder / "parts.vrt", folder / "finished.tif"
-        side = finished.with_name(finished.name + SIDE_FILE)
-        for left in (finished, side):  # by a run that was stopped in this very pass
+        for left in (finished, side_file_of(finished)):  # by a run that was stopped in this very pass
             left.unlink(missing_ok=True)
         attrs = list_values(change.attrs, tally.pixels)
         mosaic.write_text(_mosaic(blocks, begin(folder), grid, attrs, tally.pixels), encoding="utf-8")
@@ -113,9 +112,9 @@ def write_cog(
             _translate(mosaic, finished)
         except (CPLE_BaseError, rasterio.errors.RasterioError, SystemError) as error:
             raise RunError(f"{path} could not be put together from its blocks: {error}. Is the disk full?") from error
-        beside = side_file(attrs, tally.pixels, blocks.dtype)
-        if beside:  # in the place of GDAL's own, which says less the newer GDAL is
-            side.write_text(beside, encoding="utf-8")
+        beside = side_text(attrs, tally.pixels, blocks.dtype)
+        if beside:  # in the place of GDAL's own, which has no table from 3.12 on
+            side_file_of(finished).write_text(beside, encoding="utf-8")
         return finished
 
     return write_result(

@@ -15,9 +15,6 @@ import numpy as np
 
 from .classes import ClassTable
 
-SIDE_FILE = ".aux.xml"
-"""What the name of the file beside a raster adds to the raster's."""
-
 _INTEGER, _REAL, _TEXT = "0", "1", "2"
 """GDAL's column types (GDALRATFieldType)."""
 _COLUMNS = {
@@ -69,7 +66,7 @@ def add_statistics(band: ET.Element, pixels: Mapping[int, int], nodata: int | No
         ET.SubElement(metadata, "MDI", key=f"STATISTICS_{name}").text = repr(value)
 
 
-def side_file(attrs: Mapping[str, Any], pixels: Mapping[int, int], dtype: np.dtype[Any]) -> str | None:
+def side_text(attrs: Mapping[str, Any], pixels: Mapping[int, int], dtype: np.dtype[Any]) -> str | None:
     """The text of the file beside a raster, for its first band; None where it has no classes."""
     dataset = ET.Element("PAMDataset")
     band = ET.SubElement(dataset, "PAMRasterBand", band="1")

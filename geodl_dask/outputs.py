@@ -34,7 +34,7 @@ _LOCK, _OWNER, _MANIFEST = "lock", "owner", "manifest.json"
 _BEAT_EVERY_S, _SILENT_AFTER_S = 15, 120
 _INPUTS = ("from_raster", "to_raster", "raster", "model", "mask", "like", "snap_raster")
 _SIDES = (".aux.xml", ".msk", ".ovr")
-"""What GDAL finds beside a raster by its name, and reads with it."""
+"""What GDAL finds beside a raster by its name, and reads with it; the first is where it keeps its own notes (PAM)."""
 _ZARR_RECORDS = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")
 
 
@@ -115,6 +115,11 @@ def partial_of(out: Path) -> Path:
 def manifest_of(out: Path) -> Path:
     """The manifest beside a result."""
     return out.with_name(out.name + ".manifest.json")
+
+
+def side_file_of(out: Path) -> Path:
+    """The file beside a raster in which GDAL keeps what the raster's format cannot hold."""
+    return _sides_of(out)[0]
 
 
 def parts_manifest(out: Path) -> Manifest | None:
