@@ -6,7 +6,6 @@ import json
 import os
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -24,9 +23,9 @@ from rasterio.dtypes import dtype_rev
 from rasterio.enums import Resampling
 
 from .blocks import Index, Tally, regular_blocks
-from .classes import ClassTable
 from .errors import RunError
-from .outputs import Written
+from .legend import add_legend, add_statistics, side_text
+from .outputs import Written, side_file_of
 from .writing import WriteOptions, found_attrs, grid_of, write_result
 
 COG_BLOCK_PX = 512
@@ -84,7 +83,8 @@ def write_cog(
     """Compute a change raster block by block into a Cloud-Optimized GeoTIFF.
 
     change : (y, x) integers as `detect_change` gives it. The file has the class colours as its palette, nodata,
-    overviews by the most frequent value, and class table and provenance as tags.
+    statistics, overviews by the most frequent value, and class table and provenance as tags; ``OUT.tif.aux.xml``
+    beside it has the class names and an attribute table, as GDAL, QGIS and ArcGIS read them.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
     options : ``overwrite``, ``resume``, ``same_pixels``, ``keep_going``, ``progress``: see `WriteOptions`.
     Raises OutputError, OutputExistsError, BlockFailedError or, where the last pass fails, RunError; what was there
@@ -98,21 +98,17 @@ def write_cog(
 
     def finish(folder: Path, tally: Tally) -> Path:
         mosaic, finished = folder / "parts.vrt", folder / "finished.tif"
-        finished.unlink(missing_ok=True)  # what a run that was stopped in this very pass has left
-        mosaic.write_text(
-            _mosaic(
-                blocks,
-                begin(folder),
-                grid,
-                {**change.attrs, **found_attrs(change.attrs, tally, blocks)},
-                set(tally.failed),
-            ),
-            encoding="utf-8",
-        )
+        for left in (finished, side_file_of(finished)):  # by a run that was stopped in this very pass
+            left.unlink(missing_ok=True)
+        attrs = {**change.attrs, **found_attrs(change.attrs, tally, blocks)}
+        mosaic.write_text(_mosaic(blocks, begin(folder), grid, attrs, tally), encoding="utf-8")
         try:
             _translate(mosaic, finished)
         except (CPLE_BaseError, rasterio.errors.RasterioError, SystemError) as error:
             raise RunError(f"{path} could not be put together from its blocks: {error}. Is the disk full?") from error
+        beside = side_text(attrs, tally.pixels, blocks.dtype)
+        if beside:  # in the place of GDAL's own, which has no table from 3.12 on
+            side_file_of(finished).write_text(beside, encoding="utf-8")
         return finished
 
     return write_result(change, path, (".tif", ".tiff"), begin, finish, **options)
@@ -126,9 +122,7 @@ def _translate(mosaic: Path, finished: Path) -> None:
         )  # fmt: skip
 
 
-def _mosaic(
-    blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str, Any], failed: Collection[Index]
-) -> str:
+def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str, Any], tally: Tally) -> str:
     """A GDAL virtual raster (VRT) over the parts but those that failed, with all that the file shall say of itself."""
     height, width = blocks.shape
     dataset = ET.Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
@@ -141,11 +135,12 @@ def _mosaic(
     ET.SubElement(band, "Description").text = attrs.get("long_name", "change")
     if "_FillValue" in attrs:
         ET.SubElement(band, "NoDataValue").text = str(attrs["_FillValue"])
-    _add_palette(band, ClassTable.from_attrs(attrs), blocks.dtype)
+    add_legend(band, attrs, tally.pixels, blocks.dtype)
+    add_statistics(band, tally.pixels, attrs.get("_FillValue"))
     starts = [np.cumsum((0, *lengths)).tolist() for lengths in blocks.chunks]
     for row, rows in enumerate(blocks.chunks[0]):
         for col, cols in enumerate(blocks.chunks[1]):
-            if (row, col) in failed:  # what no source covers is nodata
+            if (row, col) in tally.failed:  # what no source covers is nodata
                 continue
             source = ET.SubElement(band, "SimpleSource")
             ET.SubElement(source, "SourceFilename", relativeToVRT="1").text = parts.path((row, col)).name
@@ -159,18 +154,6 @@ def _mosaic(
             ET.SubElement(source, "SrcRect", {"xOff": "0", "yOff": "0"}, xSize=width_px, ySize=height_px)
             ET.SubElement(source, "DstRect", at, xSize=width_px, ySize=height_px)
     return ET.tostring(dataset, encoding="unicode")
-
-
-def _add_palette(band: ET.Element, table: ClassTable | None, dtype: np.dtype[Any]) -> None:
-    """The class colours; GeoTIFF has palettes for 8 and 16 bits alone. Other values are transparent."""
-    if table is None or dtype.itemsize > 2:
-        return
-    ET.SubElement(band, "ColorInterp").text = "Palette"
-    palette = ET.SubElement(band, "ColorTable")
-    colors = {each.value: (*each.color, 255) for each in table.classes}
-    for value in range(np.iinfo(dtype).max + 1):
-        red, green, blue, alpha = map(str, colors.get(value, (0, 0, 0, 0)))
-        ET.SubElement(palette, "Entry", c1=red, c2=green, c3=blue, c4=alpha)
 
 
 def _gdal_type(dtype: np.dtype[Any]) -> str:

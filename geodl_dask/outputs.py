@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 _LOCK, _OWNER, PARTS_MANIFEST = "lock", "owner", "manifest.json"
 MANIFEST_SUFFIX = ".manifest.json"
 _SIDES = (".aux.xml", ".msk", ".ovr", ".stac.json", MANIFEST_SUFFIX)
-"""What belongs to a result by its name: what GDAL reads with it, and what we say of it; the manifest comes last."""
+"""What belongs to a result by its name: what GDAL reads with it (the first is where it keeps its own notes), and what
+we say of it; the manifest comes last."""
 _BEAT_EVERY_S, _SILENT_AFTER_S = 15, 120
 _INPUTS = ("from_raster", "to_raster", "raster", "model", "mask", "like", "snap_raster")
 _ZARR_RECORDS = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")
@@ -129,6 +130,11 @@ def finished_in(partial: Path, out: Path) -> Path | None:
         if Manifest.read(manifest) and (os.path.lexists(finished) or os.path.lexists(out)):
             return finished
     return None
+
+
+def side_file_of(out: Path) -> Path:
+    """The file beside a raster in which GDAL keeps what the raster's format cannot hold."""
+    return _sides_of(out)[0]
 
 
 def check_space(folder: Path, size: int) -> None:
@@ -307,15 +313,18 @@ def _is_same_file(finished: Path, out: Path) -> bool:
 
 
 def _remove_sides(place: Path) -> None:
-    for side in _SIDES:
-        place.with_name(place.name + side).unlink(missing_ok=True)
+    for side in _sides_of(place):
+        side.unlink(missing_ok=True)
 
 
 def _name_sides(finished: Path, place: Path) -> None:
-    for side in _SIDES:
-        beside = finished.with_name(finished.name + side)
-        if beside.exists():
-            beside.replace(place.with_name(place.name + side))
+    for side, name in zip(_sides_of(finished), _sides_of(place), strict=True):
+        if side.exists():
+            side.replace(name)
+
+
+def _sides_of(path: Path) -> list[Path]:
+    return [path.with_name(path.name + side) for side in _SIDES]
 
 
 def _is_replaceable(out: Path) -> bool:

@@ -99,6 +99,7 @@ def write_result(
             growth.has_finished = lambda: any(store.is_done(index) for index in np.ndindex(*blocks.numblocks))
             check_space(growth.folder, _missing_bytes(blocks, store))
             tally = store_blocks(blocks, store, progress, lattice_of(change, blocks), keep_going=keep_going)
+            _count_failed(tally, change, blocks)
             finished = finish(growth.folder, tally)
             _ended(started, growth, tally, blocks).write(manifest_of(finished))
         manifest = cast("Manifest", Manifest.read(manifest_of(finished)))
@@ -135,6 +136,13 @@ def _ended(started: Manifest, growth: Growth, tally: Tally, blocks: da.Array) ->
         computed_blocks=tally.computed, kept_blocks=tally.kept, failed_blocks=tuple(_failed(tally, blocks)),
         pixels=dict(sorted(tally.pixels.items())), tiles=tally.tiles, empty_tiles=tally.empty_tiles,
     )  # fmt: skip
+
+
+def _count_failed(tally: Tally, change: xr.DataArray, blocks: da.Array) -> None:
+    """Pixels of blocks that failed, which are nodata."""
+    missing = sum(each.height * each.width for each in _failed(tally, blocks))
+    if missing:
+        tally.pixels[int(change.attrs["_FillValue"])] += missing
 
 
 def _failed(tally: Tally, blocks: da.Array) -> Iterator[FailedBlock]:

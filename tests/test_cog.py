@@ -25,6 +25,7 @@ from geodl_dask.cog import GeoTiffParts, write_cog
 from geodl_dask.errors import BlockFailedError, OutputError, OutputExistsError, RunError
 
 BLOCK = (100, 170)
+RESULT = ["change.tif", "change.tif.aux.xml", "change.tif.manifest.json", "change.tif.stac.json"]
 HIGHEST = {np.uint8: 201, np.uint16: 300, np.uint32: 70_000}
 
 
@@ -98,7 +99,7 @@ def test_file_is_a_valid_cog_with_every_bit_on_the_same_grid(tmp_path, shape, dt
         assert dataset.block_shapes == [(512, 512)]
     assert sum(written.pixels.values()) == values.size
     assert written.pixels.get(HIGHEST[dtype], 0) == (values == HIGHEST[dtype]).sum()
-    assert names(tmp_path) == ["change.tif", "change.tif.manifest.json"]
+    assert names(tmp_path) == RESULT
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:2263", "+proj=laea +lat_0=52 +lon_0=10 +ellps=GRS80 +units=m"])
@@ -207,7 +208,7 @@ def test_failed_run_leaves_the_old_file_and_its_own_parts(tmp_path):
     before = file_contents(tmp_path)
     with pytest.raises(BlockFailedError, match="At row 32, column 48: ValueError: out of tune"):
         write_cog(change, tmp_path / "change.tif", overwrite=True)
-    assert names(tmp_path) == ["change.tif", "change.tif.manifest.json", "change.tif.partial"]
+    assert names(tmp_path) == [*RESULT, "change.tif.partial"]
     assert file_contents(tmp_path) == before
     np.testing.assert_array_equal(read(tmp_path / "change.tif"), values)
 
@@ -224,10 +225,10 @@ def test_failed_last_pass_leaves_the_old_file_and_its_own_parts(tmp_path):
     again = change_raster(values, chunks=16)
     with pytest.raises(RunError, match=r"put together from its blocks: .*0_0\.tif"):
         write_cog(again, tmp_path / "change.tif", overwrite=True, progress=lose_a_part)
-    assert names(tmp_path) == ["change.tif", "change.tif.manifest.json", "change.tif.partial"]
+    assert names(tmp_path) == [*RESULT, "change.tif.partial"]
     assert file_contents(tmp_path) == before
     write_cog(again, tmp_path / "change.tif", resume=True)  # in the old one's place, as was said
-    assert names(tmp_path) == ["change.tif", "change.tif.manifest.json"]
+    assert names(tmp_path) == RESULT
     np.testing.assert_array_equal(read(tmp_path / "change.tif"), values)
 
 

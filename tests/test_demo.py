@@ -21,7 +21,7 @@ from geodl_dask.cli import cli
 from geodl_dask.errors import OutputError, OutputExistsError
 
 MADE = {"from.tif", "to.tif", "truth.tif", "model.emd", "model.pt2", "change.tif", "change.zarr", "change.png"}
-MADE |= {"change.tif.manifest.json", "change.zarr.manifest.json"}
+MADE |= {"change.tif.aux.xml", "change.tif.manifest.json", "change.zarr.manifest.json"}
 COMMAND = str(Path(sys.executable).with_name("geodl-dask"))
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -403,16 +404,89 @@ def test_result_takes_a_free_name(tmp_path, monkeypatch, new, links):
     assert content_of(out) == "new"
 
 
-@pytest.mark.parametrize("overwrite", [True, False])
-@pytest.mark.parametrize("new", ["file", "folder"])
-def test_what_stands_beside_a_result_goes_with_it_and_the_old_one_does_not_stay(tmp_path, new, overwrite):
-    out = tmp_path / "change.zarr"
-    for side in (".aux.xml", ".manifest.json", ".ovr"):
-        out.with_name(out.name + side).write_text("old")
-    with growing_output(out, REPLACING if overwrite else STARTED) as growth:
-        finished = make(growth.folder / "finished", new, "new")
-        for side in (".aux.xml", ".manifest.json"):
-            finished.with_name(finished.name + side).write_text("new")
+# What stands beside a result
+
+
+def beside(path: Path, **contents: str) -> None:
+    """Files beside ``path``: ``aux_xml="..."``."""
+    for name, content in contents.items():
+        path.with_name(f"{path.name}.{name.replace('_', '.')}").write_text(content)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("links", [True, False])
+def test_side_file_takes_its_name_with_the_result(tmp_path, monkeypatch, overwrite, links):
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", lambda *paths: (_ for _ in ()).throw(OSError(95, "no hard links")))
+    out = tmp_path / "change.tif"
+    with growing_output(out, Manifest(ASKED, "", replaces=overwrite)) as growth:
+        finished = make(growth.folder / "finished.tif", "file", "new")
+        beside(finished, aux_xml="new", other="no side file")
         publish(finished, out, overwrite=overwrite)
-    assert names(tmp_path) == ["change.zarr", "change.zarr.aux.xml", "change.zarr.manifest.json"]
-    assert {path.read_text() for path in tmp_path.glob("*.*.*")} == {"new"}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "change.tif": "new",
+        "change.tif.aux.xml": "new",
+    }
+
+
+@pytest.mark.parametrize("new", ["file", "folder"])
+@pytest.mark.parametrize("old", [None, "file"])
+def test_side_files_of_an_earlier_result_go_with_it(tmp_path, new, old):
+    """Also GDAL's own, and where the result itself was removed: they would be read with the new one."""
+    out = tmp_path / "change.zarr"
+    if old:
+        make(out, old, "old")
+    beside(out, aux_xml="old", msk="old", ovr="old", txt="mine")
+    with growing_output(out, Manifest(ASKED, "", replaces=bool(old))) as growth:
+        publish(make(growth.folder / "finished", new, "new"), out, overwrite=bool(old))
+    assert content_of(out) == "new"
+    assert names(tmp_path) == ["change.zarr", "change.zarr.txt"]
+
+
+def test_result_beside_takes_its_side_file_along_and_leaves_theirs(tmp_path):
+    out = tmp_path / "change.tif"
+    beside(tmp_path / "change.2.tif", aux_xml="of one that was removed")
+    with growing_output(out, STARTED) as growth:
+        finished = make(growth.folder / "finished.tif", "file", "new")
+        beside(finished, aux_xml="new")
+        make(out, "file", "theirs")
+        beside(out, aux_xml="theirs")
+        assert publish(finished, out, overwrite=False) == tmp_path / "change.2.tif"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "change.tif": "theirs",
+        "change.tif.aux.xml": "theirs",
+        "change.2.tif": "new",
+        "change.2.tif.aux.xml": "new",
+    }
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_whenever_publishing_ends_no_result_has_the_side_file_of_another(tmp_path, monkeypatch, overwrite):
+    """Stop before each rename, link and removal in turn."""
+    for stop_at in range(6):
+        folder = tmp_path / str(stop_at)
+        folder.mkdir()
+        out, finished = folder / "change.tif", make(folder / "finished.tif", "file", "new")
+        beside(finished, aux_xml="new")
+        beside(out, aux_xml="old")
+        if overwrite:
+            make(out, "file", "old")
+        steps = iter(range(10))
+
+        def stopping(step, steps=steps, stop_at=stop_at):
+            def take(*arguments, **options):
+                if next(steps) == stop_at:
+                    raise KeyboardInterrupt
+                return step(*arguments, **options)
+
+            return take
+
+        with monkeypatch.context() as patch:
+            for name in ("replace", "rename", "hardlink_to", "unlink"):
+                patch.setattr(Path, name, stopping(getattr(Path, name)))
+            with suppress(KeyboardInterrupt):
+                publish(finished, out, overwrite=overwrite)
+        side = folder / "change.tif.aux.xml"
+        if out.exists() and side.exists():
+            assert out.read_text() == side.read_text()
+    assert (out.read_text(), side.read_text()) == ("new", "new")

@@ -29,7 +29,7 @@ from geodl_dask.cli import cli
 from geodl_dask.cog import write_cog
 from geodl_dask.errors import BlockFailedError, OutputError, OutputExistsError, RunError
 from geodl_dask.manifest import Manifest
-from geodl_dask.outputs import manifest_of, partial_of
+from geodl_dask.outputs import manifest_of, partial_of, side_file_of
 from geodl_dask.zarr_store import write_zarr
 
 OUTPUTS = ("change.tif", "change.zarr")
@@ -50,11 +50,17 @@ def read(out: Path) -> np.ndarray:
 
 
 def result_of(out: Path) -> dict[str, bytes]:
-    """A COG as its pixels and tags, a store as all of its files."""
+    """A COG as its pixels, tags and side file, a store as all of its files."""
     if out.suffix == ".zarr":
         return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with rasterio.open(out) as dataset:
-        return {"pixels": dataset.read(1).tobytes(), "tags": str(sorted(dataset.tags().items())).encode()}
+        tags = str(sorted(dataset.tags().items()) + sorted(dataset.tags(1).items()))
+        return {"pixels": dataset.read(1).tobytes(), "tags": tags.encode(), "side": side_file_of(out).read_bytes()}
+
+
+def sides_of(out: Path) -> list[Path]:
+    """What stands beside a result and belongs to it, but for its manifest."""
+    return [side_file_of(out)] if out.suffix == ".tif" else []
 
 
 def parts_of(out: Path) -> dict[tuple[int, int], tuple[int, int]]:
@@ -177,7 +183,7 @@ def test_each_missing_block_is_computed_once_and_no_other(door, output, place, m
     )  # fmt: skip
     assert sum(written.pixels.values()) == 83 * 109
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith("change")} == {
-        output, f"{output}.manifest.json",
+        output, f"{output}.manifest.json", *(path.name for path in sides_of(out)),
     }  # fmt: skip
 
 
@@ -555,7 +561,7 @@ def check_resumed(words: dict[str, str], out: Path, undisturbed: dict[str, Path]
     assert result_of(out) == result_of(expected)
     ours, theirs = (Manifest.read(manifest_of(each)) for each in (out, expected))
     assert (ours.asked, ours.pixels, ours.tiles) == (theirs.asked, theirs.pixels, theirs.tiles)
-    assert sorted(path.name for path in out.parent.iterdir()) == [out.name, manifest_of(out).name]
+    assert sorted(out.parent.iterdir()) == [out, *sides_of(out), manifest_of(out)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

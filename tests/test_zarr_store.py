@@ -27,6 +27,7 @@ from geodl_dask.zarr_store import ZarrBlocks, write_zarr
 
 TABLE = ClassTable((ModelClass(0, "No change", (230, 230, 230)), ModelClass(7, "Änderung", (200, 30, 30))))
 BLOCK = (16, 24)
+RESULT = ["change.zarr", "change.zarr.manifest.json", "change.zarr.stac.json"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -83,7 +84,7 @@ def test_store_gives_back_every_bit_on_the_same_grid(tmp_path, shape, dtype):
     assert (array.rio.crs, array.rio.transform()) == ("EPSG:32633", TRANSFORM)
     assert written.path == tmp_path / "change.zarr"
     assert written.pixels == {value: count for value, count in _counts(values).items() if count}
-    assert names(tmp_path) == ["change.zarr", "change.zarr.manifest.json"]
+    assert names(tmp_path) == RESULT
 
 
 def _counts(values: np.ndarray) -> dict[int, int]:
@@ -191,7 +192,7 @@ def test_failed_run_leaves_the_old_store_and_its_own_parts(tmp_path):
     write_zarr(change_raster(values), tmp_path / "change.zarr")
     with pytest.raises(BlockFailedError, match="At row 32, column 48: ValueError: out of tune"):
         write_zarr(failing(values), tmp_path / "change.zarr", overwrite=True)
-    assert names(tmp_path) == ["change.zarr", "change.zarr.manifest.json", "change.zarr.partial"]
+    assert names(tmp_path) == [*RESULT, "change.zarr.partial"]
     np.testing.assert_array_equal(stored(tmp_path / "change.zarr").values, values)
 
 

@@ -19,7 +19,7 @@ from ..change import detect_change
 from ..classes import ClassTable
 from ..definition import load_definition
 from ..errors import OutputError, OutputExistsError
-from ..outputs import manifest_of, partial_of
+from ..outputs import manifest_of, partial_of, side_file_of
 from ..plot import save_change_picture
 from .scenes import render_pair
 
@@ -79,7 +79,8 @@ class Demo:
         """Everything that the demo writes."""
         weights = tuple(self.folder / each.name for each in _model_files() if each.suffix != ".emd")
         made = (self.from_raster, self.to_raster, self.truth, self.model, *weights)
-        return (*made, self.cog, manifest_of(self.cog), self.zarr, manifest_of(self.zarr), self.picture)
+        cog, store = (self.cog, side_file_of(self.cog), manifest_of(self.cog)), (self.zarr, manifest_of(self.zarr))
+        return (*made, *cog, *store, self.picture)
 
     def detect_change(self) -> xr.DataArray:
         """The demo's lazy change raster."""
