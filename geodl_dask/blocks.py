@@ -26,6 +26,7 @@ from dask.delayed import delayed
 from dask.system import CPU_COUNT
 from distributed import Client, as_completed, default_client
 
+from .confidence import join_layers, layers_of, pair_type
 from .errors import BlockFailedError, OutputError
 
 log = logging.getLogger(__name__)
@@ -78,11 +79,11 @@ class BlockStore(Protocol):
         ...
 
     def read_block(self, index: Index) -> np.ndarray:
-        """Block ``index``, which is finished: (y, x) class values. Runs on workers."""
+        """Block ``index``, which is finished: (y, x) as `regular_blocks` has it. Runs on workers."""
         ...
 
     def write_block(self, index: Index, values: np.ndarray) -> None:
-        """Keep block ``index``: (y, x) class values. Runs on workers."""
+        """Keep block ``index``: (y, x) as `regular_blocks` has it. Runs on workers."""
         ...
 
 
@@ -91,7 +92,7 @@ def store_blocks(
 ) -> Tally:
     """Write every block of ``array`` that ``store`` has not, on the active Dask client or else in this process.
 
-    array : (y, x) integers. Returns what the store then holds: blocks that it had are counted too. Raises
+    array : (y, x) as of `regular_blocks`. Returns what the store then holds: blocks that it had are counted too. Raises
     BlockFailedError.
     """
     tally = Tally()
@@ -104,11 +105,13 @@ def store_blocks(
     return tally
 
 
-def regular_blocks(change: xr.DataArray) -> da.Array:
+def regular_blocks(change: xr.DataArray | xr.Dataset) -> da.Array:
     """The data of a DataArray (y, x) of integers, lazy or computed, in blocks of one size but for the last ones.
 
+    Of a Dataset that has confidence beside them: pixels of the two fields class and confidence, block by block.
     Raises OutputError for anything else.
     """
+    change, confidence = layers_of(change)
     if not isinstance(change, xr.DataArray):
         raise OutputError(f"What to write is a {type(change).__name__}; a DataArray as of detect_change is needed.")
     if change.dtype.kind not in "ui":
@@ -122,7 +125,12 @@ def regular_blocks(change: xr.DataArray) -> da.Array:
         )
     array = da.asarray(change.data)
     sizes = tuple(max(lengths) for lengths in array.chunks)
-    return array.rechunk(sizes)
+    blocks = array.rechunk(sizes)
+    if confidence is None:
+        return blocks
+    beside = da.asarray(confidence.transpose("y", "x").data).rechunk(blocks.chunks)
+    dtype = pair_type(blocks.dtype, beside.dtype)
+    return da.map_blocks(join_layers, blocks, beside, dtype=dtype, meta=np.empty((0, 0), dtype))
 
 
 def lattice_of(change: xr.DataArray, blocks: da.Array) -> Lattice | None:
@@ -258,6 +266,7 @@ def _count_kept(store: BlockStore, lattice: Lattice | None, index: Index) -> Tal
 
 
 def _count(values: np.ndarray, lattice: Lattice | None) -> Tally:
+    values = values if values.dtype.names is None else values["class"]
     tiles, empty = (0, 0) if lattice is None else _count_tiles(values, lattice)
     return Tally(_count_pixels(values), tiles, empty)
 

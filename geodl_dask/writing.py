@@ -14,13 +14,14 @@ from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
 from .blocks import BlockStore, Progress, Tally, lattice_of, regular_blocks, store_blocks
+from .confidence import layers_of
 from .errors import OutputError, OutputExistsError
 from .manifest import Manifest, asked_of, require_same
 from .outputs import Written, check_output, growing_output, manifest_of, parts_manifest, publish
 
 
 def write_result(
-    change: xr.DataArray,
+    change: xr.DataArray | xr.Dataset,
     path: str | os.PathLike[str],
     suffixes: tuple[str, ...],
     begin: Callable[[Path], BlockStore],
@@ -38,12 +39,14 @@ def write_result(
     stopped, finished blocks stay beside the output for a run that resumes.
     """
     started = time.perf_counter()
+    blocks, (change, confidence) = regular_blocks(change), layers_of(change)
     out = check_output(path, suffixes, overwrite=overwrite, resume=resume, provenance=change.attrs)
-    blocks, grid = regular_blocks(change), grid_of(change)
+    grid = grid_of(change)
     model, crs = str(change.attrs.get("model", "")), cast("CRS", grid.crs)
     asked = asked_of(
-        change.attrs, name=change.name, dtype=str(blocks.dtype), blocks=[lengths[0] for lengths in blocks.chunks],
+        change.attrs, name=change.name, dtype=str(change.dtype), blocks=[lengths[0] for lengths in blocks.chunks],
         shape=list(blocks.shape), transform=list(grid.transform)[:6], crs=crs.proj.name, wkt=crs.to_wkt(),
+        **({} if confidence is None else {"confidence": str(confidence.dtype)}),
     )  # fmt: skip
     if resume and os.path.lexists(out) and not _replaces(out, asked):
         return _already_written(out, asked)

@@ -14,6 +14,7 @@ import zarr
 
 from .blocks import Index, Progress, Tally, regular_blocks
 from .classes import ClassTable, list_values
+from .confidence import CONFIDENCE, join_layers, layers_of
 from .outputs import Written
 from .writing import grid_of, write_result
 
@@ -44,8 +45,31 @@ class ZarrBlocks:
         array[row : row + values.shape[0], col : col + values.shape[1]] = values
 
 
+@dataclass(frozen=True)
+class ZarrPairs:
+    """Block store of classes and their confidence: a block is one chunk of each of two arrays."""
+
+    classes: ZarrBlocks
+    """Chunks of class values."""
+    confidence: ZarrBlocks
+    """Chunks of confidence, as it is kept."""
+
+    def is_done(self, index: Index) -> bool:
+        """Whether both chunks' files are there."""
+        return self.classes.is_done(index) and self.confidence.is_done(index)
+
+    def read_block(self, index: Index) -> np.ndarray:
+        """One whole chunk of each: (y, x) of two fields. Runs on workers."""
+        return join_layers(self.classes.read_block(index), self.confidence.read_block(index))
+
+    def write_block(self, index: Index, values: np.ndarray) -> None:
+        """Write one whole chunk of each: (y, x) of two fields. Runs on workers."""
+        self.confidence.write_block(index, values[CONFIDENCE])
+        self.classes.write_block(index, values["class"])
+
+
 def write_zarr(
-    change: xr.DataArray,
+    change: xr.DataArray | xr.Dataset,
     path: str | os.PathLike[str],
     *,
     overwrite: bool = False,
@@ -55,7 +79,8 @@ def write_zarr(
     """Compute a change raster block by block into a Zarr (version 3) store.
 
     change : (y, x) integers as `detect_change` gives it. The store holds it under its name, with class table, nodata
-    and provenance as attributes, coordinates, and the CRS in ``spatial_ref`` (CF) and for GDAL.
+    and provenance as attributes, coordinates, and the CRS in ``spatial_ref`` (CF) and for GDAL. Of a Dataset with
+    confidence that is a second array, which xarray decodes by its scale and offset.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
     resume : go on with what an interrupted run of the same words has left, if one has; a result that is whole is left
     as it is.
@@ -63,40 +88,53 @@ def write_zarr(
     """
     blocks = regular_blocks(change)
     block_yx = (blocks.chunks[0][0], blocks.chunks[1][0])
-    name = str(change.name or "change")
+    classes, confidence = layers_of(change)
+    name = str(classes.name or "change")
 
     def finish(folder: Path, tally: Tally) -> Path:
         for half in (folder / "store.zarr").rglob("*.partial"):  # of a process that died while Zarr wrote
             half.unlink(missing_ok=True)
-        _list_found(folder / "store.zarr", name, list_values(change.attrs, tally.pixels))
+        _list_found(folder / "store.zarr", name, list_values(classes.attrs, tally.pixels))
         return folder / "store.zarr"
 
-    def begin(folder: Path) -> ZarrBlocks:
-        if not (folder / "store.zarr").exists():
-            _create(change.copy(data=blocks).rename(name), folder / "new.zarr", block_yx)
-            (folder / "new.zarr").rename(folder / "store.zarr")
-        return ZarrBlocks(str(folder / "store.zarr" / name), block_yx)
+    def begin(folder: Path) -> ZarrBlocks | ZarrPairs:
+        store = folder / "store.zarr"
+        if not store.exists():
+            layers = [classes.rename(name)] if confidence is None else [classes.rename(name), confidence]
+            _create(layers, folder / "new.zarr", block_yx)
+            (folder / "new.zarr").rename(store)
+        of_classes = ZarrBlocks(str(store / name), block_yx)
+        return (
+            of_classes if confidence is None else ZarrPairs(of_classes, ZarrBlocks(str(store / CONFIDENCE), block_yx))
+        )
 
     return write_result(change, path, (".zarr",), begin, finish, overwrite=overwrite, resume=resume, progress=progress)
 
 
-def _create(change: xr.DataArray, store: Path, block_yx: tuple[int, int]) -> None:
+def _create(layers: list[xr.DataArray], store: Path, block_yx: tuple[int, int]) -> None:
     """The store with everything but its chunks."""
-    grid, table = grid_of(change), ClassTable.from_attrs(change.attrs)
-    variable = change.drop_encoding()
-    variable.attrs = dict(change.attrs)
+    encoded = [_encoded(layer, block_yx) for layer in layers]
+    with warnings.catch_warnings():
+        # Zarr 3's specification has no word on consolidated metadata yet, and xarray warns where it is missing.
+        warnings.filterwarnings("ignore", "Consolidated metadata")
+        xr.Dataset({variable.name: variable for variable, _ in encoded}).to_zarr(
+            store, compute=False, zarr_format=3, consolidated=True,
+            encoding={variable.name: encoding for variable, encoding in encoded},
+        )  # fmt: skip
+
+
+def _encoded(layer: xr.DataArray, block_yx: tuple[int, int]) -> tuple[xr.DataArray, dict[str, Any]]:
+    """A variable of the store, lazy in its chunks, and what xarray is to be told of its encoding."""
+    grid, table = grid_of(layer), ClassTable.from_attrs(layer.attrs)
+    variable = layer.chunk(dict(zip(("y", "x"), block_yx, strict=True))).drop_encoding()
+    variable.attrs = dict(layer.attrs)
     # GDAL's Zarr driver reads the CRS from here; CF readers follow grid_mapping to spatial_ref.
     variable.attrs["_CRS"] = {"wkt": grid.crs.to_wkt() if grid.crs else ""}
     nodata = variable.attrs.pop("_FillValue", table.nodata if table else None)
     encoding = {"chunks": block_yx, "write_empty_chunks": True, "grid_mapping": "spatial_ref"}
     if nodata is not None:
         encoding |= {"_FillValue": nodata, "fill_value": nodata}
-    with warnings.catch_warnings():
-        # Zarr 3's specification has no word on consolidated metadata yet, and xarray warns where it is missing.
-        warnings.filterwarnings("ignore", "Consolidated metadata")
-        variable.to_dataset().to_zarr(
-            store, compute=False, zarr_format=3, consolidated=True, encoding={variable.name: encoding}
-        )
+    return variable, encoding
 
 
 def _list_found(store: Path, name: str, attrs: dict[str, Any]) -> None:
