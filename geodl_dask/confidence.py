@@ -100,7 +100,7 @@ def confidence_of(scores: np.ndarray, counts: np.ndarray, output: str, threshold
     Raises InferenceError for probabilities that are none.
     """
     # Where it does not count the answer may be anything, so that arithmetic may fail there.
-    scores = np.where(counts[:, None], scores, np.float32(0)).astype(np.float32, copy=False)
+    scores = (scores if counts.all() else np.where(counts[:, None], scores, 0)).astype(np.float32, copy=False)
     if output == "logits":
         won = _from_logits(scores, threshold)
     elif output == "probabilities" and scores.shape[1] == 1:
@@ -121,8 +121,8 @@ def _from_logits(logits: np.ndarray, threshold: float | None) -> np.ndarray:
         toward = np.where(logits[:, 0] > threshold, logits[:, 0], -logits[:, 0])
         return np.exp(-np.logaddexp(np.float32(0), -toward))
     highest = logits.max(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # of infinities
-        below = np.where(logits == highest, np.float32(0), logits - highest)
+    with np.errstate(invalid="ignore", over="ignore"):
+        below = np.fmin(logits - highest, 0)  # an infinity less itself is NaN, of which fmin makes 0
     return 1 / np.exp(below).sum(axis=1)
 
 

@@ -114,7 +114,15 @@ def test_of_one_logit_it_is_torchs_sigmoid_of_the_side_that_won(logits, threshol
 
 @pytest.mark.parametrize(
     ("row", "expected"),
-    [((9e4, -9e4), 1), ((9e4, 9e4), 0.5), ((np.inf, 0), 1), ((-np.inf, -np.inf), 0.5), ((-9e4,), 1), ((9e37,), 1)],
+    [
+        ((9e4, -9e4), 1),
+        ((9e4, 9e4), 0.5),
+        ((np.inf, 0), 1),
+        ((-np.inf, -np.inf), 0.5),
+        ((-9e4,), 1),
+        ((9e37,), 1),
+        ((3e38, -3e38), 1),
+    ],
 )
 def test_logits_of_any_size_give_a_probability(row, expected):
     assert confidence_at(scores_of([row]), "logits", 0.0) == expected
@@ -134,6 +142,9 @@ def test_where_the_answer_does_not_count_it_may_be_anything():
     scores, counts = scores_of([[np.nan, 1], [2, 2], [np.inf, np.inf]]), np.array([[[False, True, False]]])
     for output, expected in (("logits", 0.5), ("distance", 2)):
         np.testing.assert_allclose(confidence_of(scores, counts, output, None).ravel(), [0, expected, 0])
+    np.testing.assert_allclose(
+        confidence_of(np.where(counts[:, None], 0.5, 9), counts, "probabilities", 0.3)[counts], 0.5
+    )
 
 
 @pytest.mark.parametrize("row", [[3.0], [-2.0, 1.5], [-0.1]])
@@ -323,11 +334,14 @@ def test_what_a_model_cannot_give_is_refused_before_any_work(models, one_score, 
         gd.detect_change(*pair, recorder, trust_code=True, confidence="uint8")
 
 
-def test_a_raster_functions_own_argument_of_that_name_goes_to_it(models, pair, tmp_path):
-    """It has none, and says so itself."""
+def test_a_raster_functions_own_argument_of_that_name_goes_to_it_alone(pair, pixels, tmp_path):
     model = write_model(tmp_path, "ThresholdedPair")
-    with pytest.raises(ModelArgumentError, match="no argument return_probability_raster"):
-        gd.detect_change(*pair, model, trust_code=True, arguments="return_probability_raster True")
+    code = model.with_suffix(".py")
+    code.write_text(code.read_text().replace("score_threshold", "return_probability_raster"))
+    change = gd.detect_change(*pair, model, trust_code=True, arguments="return_probability_raster 0.3")
+    assert isinstance(change, xr.DataArray)
+    difference = abs(pixels[1][0].astype(int) - pixels[0][0])
+    np.testing.assert_array_equal(change == 7, difference > 0.3 * 255)
 
 
 def test_classes_wider_than_the_type_asked_for_widen_it(models, pair, tmp_path):
