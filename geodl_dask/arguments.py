@@ -62,6 +62,14 @@ def integer_argument(given: Mapping[str, str], name: str, default: int, minimum:
     return int(text)
 
 
+def boolean_argument(given: Mapping[str, str], name: str, default: bool) -> bool:
+    """Whether ``name`` was given as True, as Esri spells it, in any case. Raises ModelArgumentError for other words."""
+    text = given.get(name, str(default)).lower()
+    if text not in ("true", "false"):
+        raise ModelArgumentError(f"{name} is {given[name]!r}; True or False is needed. {_HINT}")
+    return text == "true"
+
+
 def _split(text: str) -> list[tuple[str, str]]:
     pairs = []
     for item in filter(None, map(str.strip, text.split(";"))):

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 from dask.blockwise import Blockwise
 
+from .confidence import join_layers, layers_of, pair_type
 from .errors import OutputError
 
 log = logging.getLogger(__name__)
@@ -72,19 +73,21 @@ class BlockStore(Protocol):
         ...
 
     def read_block(self, index: Index) -> np.ndarray:
-        """Block ``index``, which is finished: (y, x) class values. Runs on workers."""
+        """Block ``index``, which is finished: (y, x) as `regular_blocks` has it. Runs on workers."""
         ...
 
     def write_block(self, index: Index, values: np.ndarray) -> None:
-        """Keep block ``index``: (y, x) class values. Runs on workers."""
+        """Keep block ``index``: (y, x) as `regular_blocks` has it. Runs on workers."""
         ...
 
 
-def regular_blocks(change: xr.DataArray) -> da.Array:
+def regular_blocks(change: xr.DataArray | xr.Dataset) -> da.Array:
     """The data of a DataArray (y, x) of integers, lazy or computed, in blocks of one size but for the last ones.
 
+    Of a Dataset that has confidence beside them: pixels of the two fields class and confidence, block by block.
     Raises OutputError for anything else.
     """
+    change, confidence = layers_of(change)
     if not isinstance(change, xr.DataArray):
         raise OutputError(f"What to write is a {type(change).__name__}; a DataArray as of detect_change is needed.")
     if change.dtype.kind not in "ui":
@@ -98,7 +101,12 @@ def regular_blocks(change: xr.DataArray) -> da.Array:
         )
     array = da.asarray(change.data)
     sizes = tuple(max(lengths) for lengths in array.chunks)
-    return array.rechunk(sizes)
+    blocks = array.rechunk(sizes)
+    if confidence is None:
+        return blocks
+    beside = da.asarray(confidence.transpose("y", "x").data).rechunk(blocks.chunks)
+    dtype = pair_type(blocks.dtype, beside.dtype)
+    return da.map_blocks(join_layers, blocks, beside, dtype=dtype, meta=np.empty((0, 0), dtype))
 
 
 def lattice_of(change: xr.DataArray, blocks: da.Array) -> Lattice | None:
@@ -178,6 +186,7 @@ def count_kept(store: BlockStore, lattice: Lattice | None, index: Index) -> Tall
 
 
 def _count(values: np.ndarray, lattice: Lattice | None) -> Tally:
+    values = values if values.dtype.names is None else values["class"]
     tiles, empty = (0, 0) if lattice is None else _count_tiles(values, lattice)
     return Tally(pixels=_count_pixels(values), tiles=tiles, empty_tiles=empty)
 

@@ -16,7 +16,8 @@ from dask.array.overlap import overlap
 from odc.geo.xr import xr_coords
 
 from . import __version__
-from .arguments import parse_arguments
+from .arguments import boolean_argument, parse_arguments
+from .confidence import CONFIDENCE, Confidence, ConfidenceType, plan_confidence, require_confidence_type
 from .definition import load_definition
 from .devices import Processor
 from .kernel import Inference, infer_block, infer_windowed_block, runner_of_process, wanted_by
@@ -34,7 +35,7 @@ from .rasters import (
     open_single,
     request_grid,
 )
-from .runners import RunnerSpec, choose_kind, require_trust
+from .runners import Runner, RunnerSpec, choose_kind, require_trust
 from .tiling import Window, plan_blocks
 
 Arguments = str | Mapping[str, object] | Iterable[tuple[str, object]] | None
@@ -53,8 +54,9 @@ def detect_change(
     from_bands: Bands = None,
     to_bands: Bands = None,
     mask: RasterLike | None = None,
+    confidence: ConfidenceType | None = None,
     **grid: Unpack[GridOptions],
-) -> xr.DataArray:
+) -> xr.DataArray | xr.Dataset:
     """What changed between two rasters, as a lazy classified raster. Nothing is computed, no pixel is read.
 
     from_raster, to_raster : the earlier and the later image: path, URL, DataArray, or Dataset of one variable.
@@ -66,6 +68,10 @@ def detect_change(
     chunks : side of a block in pixels, rounded down to whole strides of the model's tiles.
     from_bands, to_bands : numbers from 1 or names of the bands, in the order in which the model takes them; None: all.
     mask : where the result is wanted: a raster (where it is valid and not 0) or a file of polygons.
+    confidence : the type in which the probability, 0 to 1, of the class that wins is kept beside the classes, for
+        models that give scores: ``"uint8"`` and ``"uint16"`` by scale and offset, and no narrower than the classes;
+        ``"float32"``, which alone can hold the distance that some models give instead. The model argument
+        ``return_probability_raster True`` means the narrowest that can.
     grid : what the result's grid shall be in the place of the from raster's. ``like``: that of another raster.
         ``output_crs``: ``"EPSG:32633"``. ``cell_size``: a number, two (width, height), or a raster. ``extent``: xmin,
         ymin, xmax, ymax in the output's CRS, or a raster. ``snap_raster``: the raster whose pixel corners the result's
@@ -75,12 +81,14 @@ def detect_change(
     Returns an integer DataArray (y, x) of class values; its attributes hold the class table (CF ``flag_*``,
     ``class_names``), ``_FillValue``, and the provenance, with what was done to each raster (``rasters``) and size and
     time of its files (``raster_states``). A pixel is nodata where either raster has no observation or the mask leaves
-    it out. The model is loaded once, to see that it takes these rasters.
+    it out. With confidence it is a Dataset of the variables ``change`` and ``confidence``, which is as it is kept: its
+    attributes hold ``scale_factor`` and ``add_offset``, by which xarray.decode_cf gives 0 to 1.
+    The model is loaded once, to see that it takes these rasters.
     Raises a RequestError (see `geodl_dask.errors`) that says what is wrong.
     """
     stack = open_pair(from_raster, to_raster, request_grid(grid), from_bands=from_bands, to_bands=to_bands, mask=mask)
     places = {"from_raster": stack.rasters[0].name, "to_raster": stack.rasters[1].name}
-    inference = _plan(stack, model, arguments, trust_code, runner, processor, chunks)
+    inference = _plan(stack, model, arguments, trust_code, runner, processor, chunks, confidence)
     return _label(_build(inference, stack), "change", places | _paths(mask=mask, **grid), inference, stack)
 
 
@@ -95,15 +103,16 @@ def classify_raster(
     chunks: int | Literal["auto"] = "auto",
     bands: Bands = None,
     mask: RasterLike | None = None,
+    confidence: ConfidenceType | None = None,
     **grid: Unpack[GridOptions],
-) -> xr.DataArray:
+) -> xr.DataArray | xr.Dataset:
     """The class of each pixel of one raster, as a lazy classified raster, by the same path as `detect_change`.
 
     raster : path, URL, DataArray, or Dataset of one variable. The model takes the bands of one raster; all else, and
-    what is returned, is as in `detect_change`.
+    what is returned, is as in `detect_change`, but for the variable's name, which is ``class``.
     """
     stack = open_single(raster, request_grid(grid), bands=bands, mask=mask)
-    inference = _plan(stack, model, arguments, trust_code, runner, processor, chunks)
+    inference = _plan(stack, model, arguments, trust_code, runner, processor, chunks, confidence)
     places = {"raster": stack.rasters[0].name} | _paths(mask=mask, **grid)
     return _label(_build(inference, stack), "class", places, inference, stack)
 
@@ -122,8 +131,11 @@ def _plan(
     runner: str,
     processor: Processor,
     chunks: int | Literal["auto"],
+    confidence: ConfidenceType | None,
 ) -> Inference:
     """Everything that is decided before a block is computed; loads the model once, to see that it takes the rasters."""
+    if confidence is not None:
+        require_confidence_type(confidence)
     definition = load_definition(model)
     kind = choose_kind(definition, runner)
     require_trust(definition, kind, trust_code=trust_code)
@@ -132,12 +144,24 @@ def _plan(
     spec = RunnerSpec(definition, kind, stack.band_count, stack.dtype, given, raster_count=count)
     loaded, _ = runner_of_process(spec, processor)
     return Inference(
-        replace(spec, output=loaded.output), processor, plan_blocks(stack.grid.shape.yx, loaded.tile, chunks)
-    )
+        replace(spec, output=loaded.output), processor, plan_blocks(stack.grid.shape.yx, loaded.tile, chunks),
+        _plan_confidence(confidence, spec, loaded),
+    )  # fmt: skip
+
+
+def _plan_confidence(asked: ConfidenceType | None, spec: RunnerSpec, loaded: Runner) -> Confidence | None:
+    """How confidence is kept, if it was asked for, by keyword or by the argument that a native model has for it."""
+    if asked is None and spec.kind == "native":
+        if not boolean_argument(dict(spec.arguments), "return_probability_raster", False):
+            return None
+        asked = "float32" if loaded.output == "distance" else "uint8"
+    if asked is None:
+        return None
+    return plan_confidence(asked, loaded.returns, loaded.output, spec.definition.classes, spec.definition.source)
 
 
 def _build(inference: Inference, stack: RasterStack) -> da.Array:
-    """(y, x) class values in the plan's blocks, by the door that fits the rasters."""
+    """(y, x) class values, or pairs with confidence, in the plan's blocks, by the door that fits the rasters."""
     if any(isinstance(raster, RasterArray) for raster in (*stack.rasters, stack.mask)):
         return _build_from_arrays(inference, stack)
     return _build_from_windows(inference, cast("Any", stack.rasters), cast("Any", stack.mask))
@@ -147,10 +171,9 @@ def _build_from_windows(
     inference: Inference, rasters: tuple[WindowedRaster, ...], mask: WindowedRaster | None
 ) -> da.Array:
     """One task per block, which reads its own window and halo; nothing passes between workers."""
-    dtype = inference.spec.definition.classes.dtype
     return da.map_blocks(
-        _infer_windowed_block, inference, rasters, mask, chunks=inference.plan.chunks, dtype=dtype,
-        meta=np.empty((0, 0), dtype), name=None,
+        _infer_windowed_block, inference, rasters, mask, chunks=inference.plan.chunks, dtype=inference.dtype,
+        meta=np.empty((0, 0), inference.dtype), name=None,
     )  # fmt: skip
 
 
@@ -162,7 +185,7 @@ def _infer_windowed_block(
 
 def _build_from_arrays(inference: Inference, stack: RasterStack) -> da.Array:
     """Blocks that borrow their halo from neighbouring blocks."""
-    plan, table = inference.plan, inference.spec.definition.classes
+    plan = inference.plan
     # A block cannot borrow more than its neighbour has, so thin blocks are merged for the while.
     chunks = _merge_thin(plan.chunks[0], plan.tile.padding), _merge_thin(plan.chunks[1], plan.tile.padding)
     images, masks = zip(*(arrays_of(raster, chunks) for raster in stack.rasters), strict=True)
@@ -171,7 +194,7 @@ def _build_from_arrays(inference: Inference, stack: RasterStack) -> da.Array:
     # The class value needs the neighbours' pixels, not their bands: one block along the band axis.
     classes = da.map_blocks(
         _infer_array_block, *haloed, *wanted, inference=inference, chunk_lengths=chunks, is_masked=bool(wanted),
-        drop_axis=0, chunks=chunks, dtype=table.dtype, meta=np.empty((0, 0), table.dtype),
+        drop_axis=0, chunks=chunks, dtype=inference.dtype, meta=np.empty((0, 0), inference.dtype),
     )  # fmt: skip
     return classes.rechunk(plan.chunks)
 
@@ -225,9 +248,9 @@ def _merge_thin(lengths: tuple[int, ...], least: int) -> tuple[int, ...]:
 
 
 def _label(
-    classes: da.Array, name: str, places: dict[str, str], inference: Inference, stack: RasterStack
-) -> xr.DataArray:
-    """Class values with coordinates, class table, nodata and provenance; ``places`` says where the rasters are."""
+    pixels: da.Array, name: str, places: dict[str, str], inference: Inference, stack: RasterStack
+) -> xr.DataArray | xr.Dataset:
+    """Pixels with coordinates, class table, nodata and provenance; ``places`` says where the rasters are."""
     spec, plan = inference.spec, inference.plan
     table = spec.definition.classes
     attrs = {
@@ -249,4 +272,7 @@ def _label(
         "geodl_dask_version": __version__,
     }
     coords = xr_coords(stack.grid, dims=("y", "x"))
-    return xr.DataArray(classes, coords=coords, dims=("y", "x"), name=name, attrs=attrs)
+    if inference.confidence is None:
+        return xr.DataArray(pixels, coords=coords, dims=("y", "x"), name=name, attrs=attrs)
+    confidence = (("y", "x"), pixels[CONFIDENCE], inference.confidence.to_attrs())
+    return xr.Dataset({name: (("y", "x"), pixels["class"], attrs), CONFIDENCE: confidence}, coords=coords)

@@ -106,6 +106,10 @@ def _run_options(command: Any) -> Any:
         click.option(
             "--resampling", metavar="NAME", default="bilinear", show_default=True, help="How to warp; GDAL's names."
         ),
+        click.option(
+            "--confidence", type=click.Choice(["uint8", "uint16", "float32"]),
+            help="Keep the probability of each pixel's class too: a second band or variable of this type.",
+        ),
         click.option("--chunks", type=_Chunks(), default="auto", show_default=True, help="Side of a block, pixels."),
         click.option(
             "--zarr-format", type=click.Choice([2, 3]), help="Version of a Zarr store: 3 unless said, 2 for older GIS."
@@ -165,11 +169,12 @@ def classify_command(raster: str, output: str, model: str, **options: Any) -> No
 
 
 def _run(
-    plan: Callable[..., xr.DataArray], output: str, places: dict[str, str], *, workers: int | None, gpu_id: int | None,
-    overwrite: bool, quiet: bool, verbose: int, processor_type: str, zarr_format: int | None, pyramid: bool,
-    resume: bool, same_pixels: bool, keep_going: bool, **keywords: Any,
+    plan: Callable[..., xr.DataArray | xr.Dataset], output: str, places: dict[str, str], *, workers: int | None,
+    gpu_id: int | None, overwrite: bool, quiet: bool, verbose: int, processor_type: str, zarr_format: int | None,
+    pyramid: bool, resume: bool, same_pixels: bool, keep_going: bool, **keywords: Any,
 ) -> None:  # fmt: skip
     """Plan, compute, write, sum up. ``plan`` takes the processor and ``keywords``."""
+    from .confidence import layers_of
     from .devices import worker_gpus
 
     started = time.perf_counter()
@@ -180,9 +185,9 @@ def _run(
         gpus = worker_gpus(processor_type, gpu_id=gpu_id, workers=workers)
         result = plan(processor=processor_type, **keywords)
     if not quiet:
-        for account in result.attrs["rasters"]:
+        for account in layers_of(result)[0].attrs["rasters"]:
             err.print(account, soft_wrap=True)
-    _log_plan(result)
+    _log_plan(layers_of(result)[0])
     with _client(workers, gpus, quiet=quiet):
         written = write_showing_progress(write, result, output, overwrite=overwrite, quiet=quiet)
     if not quiet:

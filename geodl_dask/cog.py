@@ -23,9 +23,11 @@ from rasterio.dtypes import dtype_rev
 from rasterio.enums import Resampling
 
 from .blocks import Index, Tally, regular_blocks
-from .errors import RunError
+from .confidence import CONFIDENCE, join_layers, layers_of
+from .errors import OutputError, RunError
 from .legend import add_legend, add_statistics, side_text
 from .outputs import Written, side_file_of
+from .tiff import clear_alpha
 from .writing import WriteOptions, found_attrs, grid_of, write_result
 
 COG_BLOCK_PX = 512
@@ -53,30 +55,31 @@ class GeoTiffParts:
         return self.path(index).exists()
 
     def read_block(self, index: Index) -> np.ndarray:
-        """One part: (y, x). Runs on workers."""
+        """One part: (y, x), of two fields where it has two bands. Runs on workers."""
         with rasterio.open(self.path(index)) as dataset:
-            return np.asarray(dataset.read(1))
+            bands = dataset.read()
+        return np.asarray(bands[0]) if len(bands) == 1 else join_layers(*bands)
 
     def write_block(self, index: Index, values: np.ndarray) -> None:
         """Write one part, atomically: (y, x). Runs on workers."""
-        part = self.path(index)
+        part, bands = self.path(index), _bands(values)
         unfinished = part.with_name(f"{part.stem}.{os.getpid()}.{time.monotonic_ns()}")
         to_block = Affine.translation(index[1] * self.block_yx[1], index[0] * self.block_yx[0])
         profile = {
-            "driver": "GTiff", "count": 1, "dtype": values.dtype, "height": values.shape[0], "width": values.shape[1],
-            "transform": self.transform @ to_block,
+            "driver": "GTiff", "count": len(bands), "dtype": bands.dtype,
+            "height": values.shape[0], "width": values.shape[1], "transform": self.transform @ to_block,
             "tiled": True, "blockxsize": COG_BLOCK_PX, "blockysize": COG_BLOCK_PX, "compress": "zstd", "zstd_level": 1,
         }  # fmt: skip
         with rasterio.open(unfinished, "w", **profile) as dataset:
-            dataset.write(values, 1)
+            dataset.write(bands)
         with rasterio.open(unfinished) as dataset:  # GDAL says nothing of what a full disk has swallowed on closing
-            if not np.array_equal(dataset.read(1), values):
+            if not np.array_equal(dataset.read(), bands):
                 raise OSError(f"{part} was not written whole. Is the disk full?")
         unfinished.replace(part)
 
 
 def write_cog(
-    change: xr.DataArray,
+    change: xr.DataArray | xr.Dataset,
     path: str | os.PathLike[str],
     **options: Unpack[WriteOptions],
 ) -> Written:
@@ -84,14 +87,17 @@ def write_cog(
 
     change : (y, x) integers as `detect_change` gives it. The file has the class colours as its palette, nodata,
     statistics, overviews by the most frequent value, and class table and provenance as tags; ``OUT.tif.aux.xml``
-    beside it has the class names and an attribute table, as GDAL, QGIS and ArcGIS read them.
+    beside it has the class names and an attribute table, as GDAL, QGIS and ArcGIS read them. Of a Dataset with
+    confidence, which must be of an integer type, that is the second band, with scale and offset.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
     options : ``overwrite``, ``resume``, ``same_pixels``, ``keep_going``, ``progress``: see `WriteOptions`.
     Raises OutputError, OutputExistsError, BlockFailedError or, where the last pass fails, RunError; what was there
     before stays until the new one is whole.
     """
     blocks = regular_blocks(change)
-    grid = grid_of(change)
+    classes, confidence = layers_of(change)
+    grid = grid_of(classes)
+    _require_one_type(classes, confidence)
 
     def begin(folder: Path) -> GeoTiffParts:
         return GeoTiffParts(str(folder), grid.transform, (blocks.chunks[0][0], blocks.chunks[1][0]))
@@ -100,13 +106,15 @@ def write_cog(
         mosaic, finished = folder / "parts.vrt", folder / "finished.tif"
         for left in (finished, side_file_of(finished)):  # by a run that was stopped in this very pass
             left.unlink(missing_ok=True)
-        attrs = {**change.attrs, **found_attrs(change.attrs, tally, blocks)}
+        attrs = [{**classes.attrs, **found_attrs(classes.attrs, tally, blocks)}]
+        attrs += [] if confidence is None else [confidence.attrs]
         mosaic.write_text(_mosaic(blocks, begin(folder), grid, attrs, tally), encoding="utf-8")
         try:
             _translate(mosaic, finished)
+            clear_alpha(finished)
         except (CPLE_BaseError, rasterio.errors.RasterioError, SystemError) as error:
             raise RunError(f"{path} could not be put together from its blocks: {error}. Is the disk full?") from error
-        beside = side_text(attrs, tally.pixels, blocks.dtype)
+        beside = side_text(attrs[0], tally.pixels, blocks.dtype)
         if beside:  # in the place of GDAL's own, which has no table from 3.12 on
             side_file_of(finished).write_text(beside, encoding="utf-8")
         return finished
@@ -122,21 +130,58 @@ def _translate(mosaic: Path, finished: Path) -> None:
         )  # fmt: skip
 
 
-def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str, Any], tally: Tally) -> str:
-    """A GDAL virtual raster (VRT) over the parts but those that failed, with all that the file shall say of itself."""
+def _require_one_type(classes: xr.DataArray, confidence: xr.DataArray | None) -> None:
+    """Raise OutputError for layers that one GeoTIFF cannot hold, which has one pixel type and one nodata."""
+    if confidence is None:
+        return
+    if confidence.dtype.kind not in "ui":
+        raise OutputError(
+            f"The confidence is {confidence.dtype}, and a GeoTIFF has one pixel type, in which the classes would lose "
+            "their colours. Write to .zarr or, of probabilities, ask for uint8 or uint16."
+        )
+    of_classes, of_confidence = (layer.attrs.get("_FillValue") for layer in (classes, confidence))
+    if of_classes != of_confidence:
+        raise OutputError(
+            f"The classes have nodata {of_classes} and their confidence {of_confidence}; a GeoTIFF has one for both. "
+            "Write to .zarr."
+        )
+
+
+def _bands(values: np.ndarray) -> np.ndarray:
+    """(band, y, x) of a block (y, x), whose fields, if it has some, become bands of one type."""
+    names = values.dtype.names
+    return values[None] if names is None else np.stack([values[name] for name in names])
+
+
+def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: list[dict[str, Any]], tally: Tally) -> str:
+    """A GDAL virtual raster (VRT) over the parts but those that failed, with all that the file shall say of itself.
+
+    attrs : of the classes and, where there is a band of it, of their confidence.
+    """
     height, width = blocks.shape
     dataset = ET.Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
     ET.SubElement(dataset, "SRS").text = grid.crs.to_wkt() if grid.crs else ""
     ET.SubElement(dataset, "GeoTransform").text = ", ".join(repr(value) for value in grid.transform.to_gdal())
     metadata = ET.SubElement(dataset, "Metadata")
-    for key, value in attrs.items():
+    for key, value in attrs[0].items():
         ET.SubElement(metadata, "MDI", key=key).text = value if isinstance(value, str) else json.dumps(value)
-    band = ET.SubElement(dataset, "VRTRasterBand", dataType=_gdal_type(blocks.dtype), band="1")
-    ET.SubElement(band, "Description").text = attrs.get("long_name", "change")
-    if "_FillValue" in attrs:
-        ET.SubElement(band, "NoDataValue").text = str(attrs["_FillValue"])
-    add_legend(band, attrs, tally.pixels, blocks.dtype)
-    add_statistics(band, tally.pixels, attrs.get("_FillValue"))
+    dtype = _bands(np.empty((0, 0), blocks.dtype)).dtype
+    for number, of_band in enumerate(attrs, 1):
+        band = ET.SubElement(dataset, "VRTRasterBand", dataType=_gdal_type(dtype), band=str(number))
+        ET.SubElement(band, "Description").text = CONFIDENCE if number == 2 else of_band.get("long_name", "change")
+        for element, key in (("NoDataValue", "_FillValue"), ("Offset", "add_offset"), ("Scale", "scale_factor")):
+            if key in of_band:
+                ET.SubElement(band, element).text = str(of_band[key])
+        if number == 1:
+            add_legend(band, of_band, tally.pixels, dtype)
+            add_statistics(band, tally.pixels, of_band.get("_FillValue"))
+        _add_sources(band, number, blocks, parts, tally)
+    return ET.tostring(dataset, encoding="unicode")
+
+
+def _add_sources(band: ET.Element, number: int, blocks: da.Array, parts: GeoTiffParts, tally: Tally) -> None:
+    """Where in the parts the pixels of a band are."""
+    dtype = _bands(np.empty((0, 0), blocks.dtype)).dtype
     starts = [np.cumsum((0, *lengths)).tolist() for lengths in blocks.chunks]
     for row, rows in enumerate(blocks.chunks[0]):
         for col, cols in enumerate(blocks.chunks[1]):
@@ -144,16 +189,15 @@ def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str
                 continue
             source = ET.SubElement(band, "SimpleSource")
             ET.SubElement(source, "SourceFilename", relativeToVRT="1").text = parts.path((row, col)).name
-            ET.SubElement(source, "SourceBand").text = "1"
+            ET.SubElement(source, "SourceBand").text = str(number)
             block_px, width_px, height_px = str(COG_BLOCK_PX), str(cols), str(rows)
             ET.SubElement(
                 source, "SourceProperties", RasterXSize=width_px, RasterYSize=height_px,
-                DataType=_gdal_type(blocks.dtype), BlockXSize=block_px, BlockYSize=block_px,
+                DataType=band.get("dataType", ""), BlockXSize=block_px, BlockYSize=block_px,
             )  # fmt: skip
             at = {"xOff": str(starts[1][col]), "yOff": str(starts[0][row])}
             ET.SubElement(source, "SrcRect", {"xOff": "0", "yOff": "0"}, xSize=width_px, ySize=height_px)
             ET.SubElement(source, "DstRect", at, xSize=width_px, ySize=height_px)
-    return ET.tostring(dataset, encoding="unicode")
 
 
 def _gdal_type(dtype: np.dtype[Any]) -> str:

@@ -64,7 +64,7 @@ def store_blocks(
 ) -> Tally:
     """Write every block of ``array`` that ``store`` has not, on the active Dask client or else in this process.
 
-    array : (y, x) integers. keep_going : blocks that fail are in the tally, and no error.
+    array : (y, x) as of `regular_blocks`. keep_going : blocks that fail are in the tally, and no error.
     Returns what the store then holds: blocks that it had are counted too. Raises BlockFailedError once all others are
     kept, or at once where a block cannot be kept or none can be computed, and SchedulerLostError.
     """

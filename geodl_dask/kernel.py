@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from .classes import ClassTable
+from .confidence import Confidence, confidence_of, join_layers, pair_type
 from .devices import Processor, choose_device
 from .errors import InferenceError
 from .rasters import WindowedRaster
@@ -28,6 +30,20 @@ class Inference:
     """What it may run on."""
     plan: BlockPlan
     """The tile lattice, and the blocks."""
+    confidence: Confidence | None = None
+    """How the confidence of each class is kept; None: it is not wanted."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of a pixel: the class table's, or, with confidence, a pair of the fields class and confidence."""
+        classes = self.spec.definition.classes.dtype
+        return classes if self.confidence is None else pair_type(classes, self.confidence.dtype)
+
+    @property
+    def blank(self) -> Any:
+        """A pixel without class."""
+        nodata = self.spec.definition.classes.nodata
+        return np.array(nodata if self.confidence is None else (nodata, self.confidence.nodata), self.dtype)[()]
 
 
 def infer_windowed_block(
@@ -38,13 +54,13 @@ def infer_windowed_block(
 ) -> np.ndarray:
     """Class values of block ``index``, read with the halo that it needs, where ``mask`` is valid and not 0.
 
-    Returns (y, x) in the class table's dtype. Raises RasterReadError or InferenceError.
+    Returns (y, x) as `infer_block`. Raises RasterReadError or InferenceError.
     """
     core = inference.plan.core(index)
     window = inference.plan.haloed(core)
     wanted = None if mask is None else wanted_by(*mask.read(core))
     if wanted is not None and not wanted.any():
-        return np.full(wanted.shape, inference.spec.definition.classes.nodata, inference.spec.definition.classes.dtype)
+        return np.full(wanted.shape, inference.blank)
     images, masks = zip(*(raster.read(window) for raster in rasters), strict=True)
     return infer_block(inference, core, images, np.logical_and.reduce(masks), wanted)
 
@@ -67,10 +83,10 @@ def infer_block(
     images : of each raster (band, y, x) as stored, over the core and its halo, clipped to the grid.
     valid : (y, x) bool, the same window, True where every raster has an observation.
     wanted : (y, x) bool over the core, True where the result is wanted; None: everywhere.
-    Returns (y, x) over the core in the class table's dtype, nodata where not valid or not wanted.
+    Returns (y, x) over the core in the inference's dtype, nodata where not valid or not wanted.
     Raises InferenceError.
     """
-    plan, table = inference.plan, inference.spec.definition.classes
+    plan = inference.plan
     runner, lane = runner_of_process(inference.spec, inference.processor)
     fill = plan.fill(core)
     valid = np.pad(valid, fill)
@@ -80,7 +96,7 @@ def infer_block(
         plan.origins(core),
     )
     (rows, cols), (height, width) = plan.tiles_yx(core), plan.tile.stride_yx
-    values = np.full((rows * cols, height, width), table.nodata, table.dtype)
+    values = np.full((rows * cols, height, width), inference.blank)
     asked = crop_to_core(tiles.valid.reshape(-1, *plan.tile.size_yx), plan.tile)
     if wanted is not None:
         asked = asked & _by_tile(wanted, rows, cols, plan.tile.stride_yx)
@@ -88,10 +104,19 @@ def infer_block(
         with lane:
             prediction = runner.predict(batch)
         counts = np.pad(asked[members], ((0, len(prediction) - len(members)), (0, 0), (0, 0)))
-        values[members] = decide(crop_to_core(prediction, plan.tile), counts, runner, table)[: len(members)]
-    values[~asked] = table.nodata
+        values[members] = _answer(crop_to_core(prediction, plan.tile), counts, runner, inference)[: len(members)]
+    values[~asked] = inference.blank
     block = values.reshape(rows, cols, height, width).swapaxes(1, 2).reshape(rows * height, cols * width)
     return np.ascontiguousarray(block[: core.height, : core.width])
+
+
+def _answer(prediction: np.ndarray, counts: np.ndarray, runner: Runner, inference: Inference) -> np.ndarray:
+    """Class values of a prediction, as of `decide`, and, where it is wanted, their confidence: (tile, y, x)."""
+    classes = decide(prediction, counts, runner, inference.spec.definition.classes)
+    if inference.confidence is None:
+        return classes
+    confidence = confidence_of(prediction, counts, runner.output, runner.threshold)
+    return join_layers(classes, inference.confidence.encode(confidence))
 
 
 def decide(prediction: np.ndarray, counts: np.ndarray, runner: Runner, table: ClassTable) -> np.ndarray:

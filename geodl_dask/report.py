@@ -8,6 +8,7 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 
 from .classes import ClassTable, ModelClass
+from .confidence import layers_of
 
 SQUARE_METRES_PER_HECTARE = 10_000
 
@@ -26,11 +27,12 @@ class ClassArea:
     """Area on the map; None where the CRS is not in lengths."""
 
 
-def class_areas(change: xr.DataArray, pixels: dict[int, int]) -> tuple[ClassArea, ...]:
+def class_areas(change: xr.DataArray | xr.Dataset, pixels: dict[int, int]) -> tuple[ClassArea, ...]:
     """Area per class, in the order of the class table, unlisted values after it, from pixel counts by value.
 
     change : the raster that was written. pixels : `Written.pixels`. Raises ValueError for a raster without class table.
     """
+    change, _ = layers_of(change)
     table = ClassTable.from_attrs(change.attrs)
     if table is None:
         raise ValueError("The raster has no class table in its attributes (flag_values, flag_colors, class_names).")

@@ -112,17 +112,20 @@ def _stoppable() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def write_showing_progress(write: Any, change: xr.DataArray, output: str, *, overwrite: bool, quiet: bool) -> Written:
+def write_showing_progress(
+    write: Any, change: xr.DataArray | xr.Dataset, output: str, *, overwrite: bool, quiet: bool
+) -> Written:
     """Write a result by ``write``, with a progress bar: share, rate, time left."""
+    pixels = change.sizes["y"] * change.sizes["x"]
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(),
         TextColumn("{task.fields[rate]}", markup=False), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=err, disable=quiet) as bar:
-        task = bar.add_task(Path(output).name, total=change.size, rate="")
+        task = bar.add_task(Path(output).name, total=pixels, rate="")
         advance = _Advance(bar, task)
         written: Written = write(change, output, overwrite=overwrite, progress=advance)
-        advance(change.size, change.size, "done")
+        advance(pixels, pixels, "done")
     return written
 
 
@@ -137,7 +140,7 @@ class _Advance:
         self._bar.update(self._task, completed=done, rate=f"{rate:.2f} Mpx/s" + (f", {last}" if done == total else ""))
 
 
-def print_summary(change: xr.DataArray, written: Written, seconds: float) -> None:
+def print_summary(change: xr.DataArray | xr.Dataset, written: Written, seconds: float) -> None:
     """Area per class, and where the result is."""
     from .report import class_areas
 
@@ -148,7 +151,7 @@ def print_summary(change: xr.DataArray, written: Written, seconds: float) -> Non
             _swatch(area.model_class), str(area.model_class.value), area.model_class.name, size, f"{area.share:.2%}"
         )
     out.print(table)
-    height, width = change.shape
+    height, width = change.sizes["y"], change.sizes["x"]
     if written.empty_tiles:
         out.print(f"{written.empty_tiles:,} of {written.tiles:,} tiles were skipped: no valid pixel")
     for block in written.failed_blocks[:NAMED]:

@@ -20,6 +20,7 @@ from odc.geo.geobox import GeoBox
 
 from .blocks import BlockStore, Tally, lattice_of, regular_blocks
 from .classes import TABLE_ATTRS, list_values
+from .confidence import layers_of
 from .dispatch import Progress, store_blocks
 from .errors import OutputError, OutputExistsError, RunError
 from .manifest import FailedBlock, Manifest, asked_of, is_same, require_same
@@ -56,7 +57,7 @@ class WriteOptions(TypedDict, total=False):
 
 
 def write_result(
-    change: xr.DataArray,
+    change: xr.DataArray | xr.Dataset,
     path: str | os.PathLike[str],
     suffixes: tuple[str, ...],
     begin: Callable[[Path], BlockStore],
@@ -76,15 +77,16 @@ def write_result(
     Raises OutputError, OutputExistsError, BlockFailedError, SchedulerLostError, and what ``finish`` does. After an
     error, and when it is stopped, finished blocks stay beside the output for a run that resumes.
     """
+    blocks, (change, confidence) = regular_blocks(change), layers_of(change)
     out = check_output(path, suffixes, overwrite=overwrite, resume=resume, provenance=change.attrs)
-    blocks, grid = regular_blocks(change), grid_of(change)
+    grid = grid_of(change)
     if keep_going and "_FillValue" not in change.attrs:
         raise OutputError("The raster has no _FillValue, which blocks that fail would be filled with.")
     crs = cast("CRS", grid.crs)
     asked = asked_of(
-        change.attrs, name=change.name, dtype=str(blocks.dtype), blocks=[lengths[0] for lengths in blocks.chunks],
+        change.attrs, name=change.name, dtype=str(change.dtype), blocks=[lengths[0] for lengths in blocks.chunks],
         shape=list(blocks.shape), transform=list(grid.transform)[:6], crs=crs.proj.name, wkt=crs.to_wkt(),
-        **(layout or {}),
+        **(layout or {}), **({} if confidence is None else {"confidence": str(confidence.dtype)}),
     )  # fmt: skip
     started = Manifest(
         asked, str(change.attrs.get("model", "")), str(change.attrs.get("model_name", "")), replaces=overwrite,

@@ -16,6 +16,7 @@ from odc.geo.xr import xr_coords
 
 from .blocks import Index, Tally, regular_blocks
 from .classes import ClassTable
+from .confidence import CONFIDENCE, join_layers, layers_of
 from .dispatch import store_blocks
 from .errors import OutputError
 from .geozarr import array_attrs, group_attrs, with_levels
@@ -66,6 +67,10 @@ class ZarrBlocks:
             self._remove_if_broken(index)
         array[row : row + values.shape[0], col : col + values.shape[1]] = values
 
+    def remove_block(self, index: Index) -> None:
+        """What an earlier run may have left unreadable; without its file a block is nodata."""
+        self.file(index).unlink(missing_ok=True)
+
     def _remove_if_broken(self, index: Index) -> None:
         """Zarr 3.1 reads the shard that stands there before it writes, and fails where it cannot."""
         try:
@@ -80,8 +85,36 @@ class ZarrBlocks:
         return Path(self.path, "c", row, col) if self.zarr_format == 3 else Path(self.path, f"{row}.{col}")
 
 
+@dataclass(frozen=True)
+class ZarrPairs:
+    """Block store of classes and their confidence: a block is one chunk of each of two arrays."""
+
+    classes: ZarrBlocks
+    """Chunks of class values."""
+    confidence: ZarrBlocks
+    """Chunks of confidence, as it is kept."""
+
+    def is_done(self, index: Index) -> bool:
+        """Whether both chunks' files are there."""
+        return self.classes.is_done(index) and self.confidence.is_done(index)
+
+    def read_block(self, index: Index) -> np.ndarray:
+        """One whole chunk of each: (y, x) of two fields. Runs on workers."""
+        return join_layers(self.classes.read_block(index), self.confidence.read_block(index))
+
+    def write_block(self, index: Index, values: np.ndarray) -> None:
+        """Write one whole chunk of each: (y, x) of two fields. Runs on workers."""
+        self.confidence.write_block(index, values[CONFIDENCE])
+        self.classes.write_block(index, values["class"])
+
+    def remove_block(self, index: Index) -> None:
+        """Both chunks."""
+        self.classes.remove_block(index)
+        self.confidence.remove_block(index)
+
+
 def write_zarr(
-    change: xr.DataArray,
+    change: xr.DataArray | xr.Dataset,
     path: str | os.PathLike[str],
     *,
     zarr_format: ZarrFormat = 3,
@@ -92,9 +125,9 @@ def write_zarr(
 
     change : (y, x) integers as `detect_change` gives it. The store holds it under its name, with class table, nodata
     and provenance as attributes, coordinates, and the CRS in ``spatial_ref`` (CF), for GDAL, and by GeoZarr's
-    conventions.
+    conventions. Of a Dataset with confidence that is a second array, which xarray decodes by its scale and offset.
     zarr_format : 2 for readers that do not know 3 yet, such as GDAL before 3.12.
-    pyramid : also levels of half the size, a quarter and so on down to 512 pixels, of the most frequent value.
+    pyramid : also levels of half the size, a quarter and so on down to 512 pixels, of the most frequent class.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
     options : ``overwrite``, ``resume``, ``same_pixels``, ``keep_going``, ``progress``: see `WriteOptions`.
     Raises OutputError, OutputExistsError, MissingDependencyError, BlockFailedError or SchedulerLostError; what was
@@ -102,24 +135,26 @@ def write_zarr(
     """
     _check_layout(zarr_format, pyramid=pyramid)
     blocks = regular_blocks(change)
-    name = str(change.name or "change")
-    classes = change.copy(data=blocks).rename(name)
+    classes, confidence = layers_of(change)
+    name = str(classes.name or "change")
+    block_yx = {"y": blocks.chunks[0][0], "x": blocks.chunks[1][0]}
+    layers = [each.chunk(block_yx) for each in (classes.rename(name), confidence) if each is not None]
 
     def finish(folder: Path, tally: Tally) -> Path:
         store = folder / "store.zarr"
-        for index in tally.failed:  # which an earlier run may have left unreadable; without its file it is nodata
-            begin(folder).file(index).unlink(missing_ok=True)
-        levels = _write_levels(classes, store, zarr_format) if pyramid else []
+        for index in tally.failed:
+            begin(folder).remove_block(index)
+        levels = _write_levels(layers[0], store, zarr_format) if pyramid else []
         for half in store.rglob("*.partial"):  # of a process that died while Zarr wrote
             half.unlink(missing_ok=True)
         arrays = [name, *(f"{level}/{name}" for level in levels)]
-        _list_found(store, arrays, found_attrs(change.attrs, tally, blocks))
+        _list_found(store, arrays, found_attrs(classes.attrs, tally, blocks))
         if levels:
-            _list_levels(store, name, grid_of(change))
+            _list_levels(store, name, grid_of(classes))
         return store
 
-    def begin(folder: Path) -> ZarrBlocks:
-        return _block_store(classes, folder / "store.zarr", folder / "new.zarr", zarr_format)
+    def begin(folder: Path) -> ZarrBlocks | ZarrPairs:
+        return _block_store(layers, folder / "store.zarr", folder / "new.zarr", zarr_format)
 
     return write_result(
         change, path, (".zarr",), begin, finish, layout={"zarr_format": zarr_format, "pyramid": pyramid}, **options
@@ -133,16 +168,19 @@ def _check_layout(zarr_format: int, *, pyramid: bool) -> None:
         windowed_mode()  # or say now that it is missing
 
 
-def _block_store(layer: xr.DataArray, group: Path, unfinished: Path, zarr_format: ZarrFormat) -> ZarrBlocks:
-    """For the blocks of a layer, in the Zarr group that an earlier run has left, or a new one.
+def _block_store(
+    layers: list[xr.DataArray], group: Path, unfinished: Path, zarr_format: ZarrFormat
+) -> ZarrBlocks | ZarrPairs:
+    """For the blocks of one or two layers, in the Zarr group that an earlier run has left, or a new one.
 
     unfinished : where that grows.
     """
     if not group.exists():
-        _create([layer], unfinished, zarr_format)
+        _create(layers, unfinished, zarr_format)
         unfinished.rename(group)
-    heights, widths = layer.chunks or ((), ())
-    return ZarrBlocks(str(group / str(layer.name)), (heights[0], widths[0]), zarr_format)
+    heights, widths = layers[0].chunks or ((), ())
+    arrays = [ZarrBlocks(str(group / str(layer.name)), (heights[0], widths[0]), zarr_format) for layer in layers]
+    return arrays[0] if len(arrays) == 1 else ZarrPairs(*arrays)
 
 
 def _create(layers: list[xr.DataArray], store: Path, zarr_format: ZarrFormat) -> None:
@@ -200,9 +238,10 @@ def _write_levels(classes: xr.DataArray, store: Path, zarr_format: ZarrFormat) -
             halved(str(below)), dims=("y", "x"), coords=xr_coords(level.grid, dims=("y", "x")), name=classes.name,
             attrs=classes.attrs,
         )  # fmt: skip
-        blocks = _block_store(coarser, store / level.name, store.with_name("new.zarr"), zarr_format)
-        store_blocks(coarser.data, blocks)
-        below = Path(blocks.path)
+        store_blocks(
+            coarser.data, _block_store([coarser], store / level.name, store.with_name("new.zarr"), zarr_format)
+        )
+        below = store / level.name / str(classes.name)
     return [level.name for level in levels]
 
 

@@ -208,7 +208,7 @@ def test_failed_run_leaves_the_old_file_and_its_own_parts(tmp_path):
     before = file_contents(tmp_path)
     with pytest.raises(BlockFailedError, match="At row 32, column 48: ValueError: out of tune"):
         write_cog(change, tmp_path / "change.tif", overwrite=True)
-    assert names(tmp_path) == [*RESULT, "change.tif.partial"]
+    assert names(tmp_path) == sorted([*RESULT, "change.tif.partial"])
     assert file_contents(tmp_path) == before
     np.testing.assert_array_equal(read(tmp_path / "change.tif"), values)
 
@@ -225,7 +225,7 @@ def test_failed_last_pass_leaves_the_old_file_and_its_own_parts(tmp_path):
     again = change_raster(values, chunks=16)
     with pytest.raises(RunError, match=r"put together from its blocks: .*0_0\.tif"):
         write_cog(again, tmp_path / "change.tif", overwrite=True, progress=lose_a_part)
-    assert names(tmp_path) == [*RESULT, "change.tif.partial"]
+    assert names(tmp_path) == sorted([*RESULT, "change.tif.partial"])
     assert file_contents(tmp_path) == before
     write_cog(again, tmp_path / "change.tif", resume=True)  # in the old one's place, as was said
     assert names(tmp_path) == RESULT

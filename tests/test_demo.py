@@ -21,7 +21,8 @@ from geodl_dask.cli import cli
 from geodl_dask.errors import OutputError, OutputExistsError
 
 MADE = {"from.tif", "to.tif", "truth.tif", "model.emd", "model.pt2", "change.tif", "change.zarr", "change.png"}
-MADE |= {"change.tif.aux.xml", "change.tif.manifest.json", "change.zarr.manifest.json"}
+MADE |= {f"change.{kind}.{about}.json" for kind in ("tif", "zarr") for about in ("manifest", "stac")}
+MADE |= {"change.tif.aux.xml"}
 COMMAND = str(Path(sys.executable).with_name("geodl-dask"))
 
 

@@ -67,7 +67,9 @@ def test_trust_adds_the_arguments_of_the_raster_function(tmp_path):
 def test_a_native_model_says_all_without_trust(models):
     info = gd.model_info(models["onnx"])
     assert (info.carries_code, info.runner, info.arguments_are_all) == (False, "native", True)
-    assert [(each.name, each.default) for each in info.arguments] == [("padding", "4"), ("batch_size", "4")]
+    assert [(each.name, each.default) for each in info.arguments] == [
+        ("padding", "4"), ("batch_size", "4"), ("return_probability_raster", "False"),
+    ]  # fmt: skip
     assert info.files[0].size_bytes == models["onnx"].with_name("toy.onnx").stat().st_size
     assert info.tile_yx == (16, 16)
 

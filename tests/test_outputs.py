@@ -463,7 +463,7 @@ def test_result_beside_takes_its_side_file_along_and_leaves_theirs(tmp_path):
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_whenever_publishing_ends_no_result_has_the_side_file_of_another(tmp_path, monkeypatch, overwrite):
     """Stop before each rename, link and removal in turn."""
-    for stop_at in range(6):
+    for stop_at in range(12):
         folder = tmp_path / str(stop_at)
         folder.mkdir()
         out, finished = folder / "change.tif", make(folder / "finished.tif", "file", "new")
@@ -471,7 +471,7 @@ def test_whenever_publishing_ends_no_result_has_the_side_file_of_another(tmp_pat
         beside(out, aux_xml="old")
         if overwrite:
             make(out, "file", "old")
-        steps = iter(range(10))
+        steps = iter(range(20))
 
         def stopping(step, steps=steps, stop_at=stop_at):
             def take(*arguments, **options):

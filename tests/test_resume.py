@@ -30,6 +30,7 @@ from geodl_dask.cog import write_cog
 from geodl_dask.errors import BlockFailedError, OutputError, OutputExistsError, RunError
 from geodl_dask.manifest import Manifest
 from geodl_dask.outputs import manifest_of, partial_of, side_file_of
+from geodl_dask.stac_item import item_of
 from geodl_dask.zarr_store import write_zarr
 
 OUTPUTS = ("change.tif", "change.zarr")
@@ -55,12 +56,14 @@ def result_of(out: Path) -> dict[str, bytes]:
         return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with rasterio.open(out) as dataset:
         tags = str(sorted(dataset.tags().items()) + sorted(dataset.tags(1).items()))
-        return {"pixels": dataset.read(1).tobytes(), "tags": tags.encode(), "side": side_file_of(out).read_bytes()}
+        pixels = dataset.read().tobytes()
+    side = side_file_of(out).read_bytes() if side_file_of(out).exists() else b""
+    return {"pixels": pixels, "tags": tags.encode(), "side": side}
 
 
 def sides_of(out: Path) -> list[Path]:
     """What stands beside a result and belongs to it, but for its manifest."""
-    return [side_file_of(out)] if out.suffix == ".tif" else []
+    return [item_of(out), *([side_file_of(out)] if out.suffix == ".tif" else [])]
 
 
 def parts_of(out: Path) -> dict[tuple[int, int], tuple[int, int]]:
@@ -561,7 +564,7 @@ def check_resumed(words: dict[str, str], out: Path, undisturbed: dict[str, Path]
     assert result_of(out) == result_of(expected)
     ours, theirs = (Manifest.read(manifest_of(each)) for each in (out, expected))
     assert (ours.asked, ours.pixels, ours.tiles) == (theirs.asked, theirs.pixels, theirs.tiles)
-    assert sorted(out.parent.iterdir()) == [out, *sides_of(out), manifest_of(out)]
+    assert sorted(out.parent.iterdir()) == sorted([out, *sides_of(out), manifest_of(out)])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

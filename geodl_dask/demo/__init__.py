@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import rasterio
@@ -84,7 +85,7 @@ class Demo:
 
     def detect_change(self) -> xr.DataArray:
         """The demo's lazy change raster."""
-        return detect_change(self.from_raster, self.to_raster, self.model)
+        return cast("xr.DataArray", detect_change(self.from_raster, self.to_raster, self.model))
 
 
 def prepare_demo(folder: Path, *, overwrite: bool = False) -> Demo:

@@ -154,6 +154,10 @@ def describe_parameters(definition: ModelDefinition) -> tuple[Parameter, ...]:
     """The arguments of a native model; no padding where the definition has a ModelPadding, which fixes it."""
     batch_size = str(definition.batch_size or DEFAULT_BATCH_SIZE)
     known = [Parameter("batch_size", "numeric", batch_size, "Batch size", "Tiles per call of the network.", ())]
+    what = "Keep the probability of each pixel's class in a second band, or variable; where the model gives scores."
+    known.append(
+        Parameter("return_probability_raster", "boolean", "False", "Return probability raster", what, ("True", "False"))
+    )
     if definition.model_padding is None:
         what = "Pixels cut from each side of a tile's prediction."
         tile = definition.tile_yx
