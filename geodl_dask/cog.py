@@ -181,7 +181,6 @@ def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: list[dic
 
 def _add_sources(band: ET.Element, number: int, blocks: da.Array, parts: GeoTiffParts, tally: Tally) -> None:
     """Where in the parts the pixels of a band are."""
-    dtype = _bands(np.empty((0, 0), blocks.dtype)).dtype
     starts = [np.cumsum((0, *lengths)).tolist() for lengths in blocks.chunks]
     for row, rows in enumerate(blocks.chunks[0]):
         for col, cols in enumerate(blocks.chunks[1]):

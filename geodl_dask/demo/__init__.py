@@ -22,6 +22,7 @@ from ..definition import load_definition
 from ..errors import OutputError, OutputExistsError
 from ..outputs import manifest_of, partial_of, side_file_of
 from ..plot import save_change_picture
+from ..stac_item import item_of
 from .scenes import render_pair
 
 MODEL_FOLDER = Path(__file__).with_name("model")
@@ -80,8 +81,8 @@ class Demo:
         """Everything that the demo writes."""
         weights = tuple(self.folder / each.name for each in _model_files() if each.suffix != ".emd")
         made = (self.from_raster, self.to_raster, self.truth, self.model, *weights)
-        cog, store = (self.cog, side_file_of(self.cog), manifest_of(self.cog)), (self.zarr, manifest_of(self.zarr))
-        return (*made, *cog, *store, self.picture)
+        about = (each(result) for result in (self.cog, self.zarr) for each in (manifest_of, item_of))
+        return (*made, self.cog, side_file_of(self.cog), self.zarr, *about, self.picture)
 
     def detect_change(self) -> xr.DataArray:
         """The demo's lazy change raster."""
