@@ -27,21 +27,21 @@ from filelock import FileLock, Timeout
 
 from .errors import OutputError, OutputExistsError, RunError
 from .manifest import Manifest, require_same
+from .uploads import ZARR_RECORDS, RemoteOutput, local_place, overlaps, url_of
 
 log = logging.getLogger(__name__)
 
 _LOCK, _OWNER, _MANIFEST = "lock", "owner", "manifest.json"
 _BEAT_EVERY_S, _SILENT_AFTER_S = 15, 120
 _INPUTS = ("from_raster", "to_raster", "raster", "model", "mask", "like", "snap_raster")
-_ZARR_RECORDS = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")
 
 
 @dataclass(frozen=True)
 class Written:
     """What a writer has done."""
 
-    path: Path
-    """Where the result is."""
+    path: Path | str
+    """Where the result is: a path, or a URL of object storage as text."""
     seconds: float
     """How long it took."""
     pixels: dict[int, int]
@@ -59,8 +59,8 @@ def check_output(
     overwrite: bool,
     resume: bool = False,
     provenance: Mapping[str, Any] | None = None,
-) -> Path:
-    """The output's absolute path, if a result may be written there.
+) -> Path | str:
+    """The output's absolute path, or its URL as text, if a result may be written there.
 
     resume : what stands there may be of the same run, which `growing_output` sees to.
     provenance : the result's attributes, which name its inputs.
@@ -70,9 +70,8 @@ def check_output(
     """
     if overwrite and resume:
         raise OutputError("overwrite and resume were both asked for: begin anew, or go on? Leave one out.")
-    out = Path(path).absolute()
-    if "://" in str(path):
-        raise OutputError(f"The output {path} is a URL; results are written to local disks: give a path.")
+    url = url_of(path)
+    out = Path(path).absolute() if url is None else local_place(url)
     if out.suffix.lower() not in suffixes:
         raise OutputError(
             f"The output {str(path)!r} does not end in {' or '.join(suffixes)}; the ending decides the format."
@@ -93,8 +92,8 @@ def check_output(
             raise OutputExistsError(
                 f"{standing} {what}. Choose another name, {go_on}or say --overwrite (overwrite=True)."
             )
-    named = (str(provenance[key]) for key in _INPUTS if provenance.get(key)) if provenance else ()
-    if any(_share_files(out, Path(each)) for each in named):
+    named = [str(provenance[key]) for key in _INPUTS if provenance.get(key)] if provenance else []
+    if any(_share_files(out, Path(each)) if url is None else overlaps(url, each) for each in named):
         raise OutputExistsError(
             f"The output {path} is one of the inputs, lies in one or holds one; choose another name."
         )
@@ -102,7 +101,10 @@ def check_output(
         raise OutputExistsError(
             f"{out} is a folder, and not a Zarr store that a result may replace. Choose another name, or remove it."
         )
-    return out
+    if url is None:
+        return out
+    RemoteOutput.at(url).require_allowed(overwrite=overwrite, resume=resume)
+    return url
 
 
 def partial_of(out: Path) -> Path:
@@ -167,10 +169,10 @@ def growing_output(
             try:
                 yield growth
             except BaseException as error:
-                if growth.has_finished():
-                    error.add_note(f"What is finished is kept in {partial}; --resume (resume=True) goes on with it.")
-                else:
+                if not growth.has_finished():
                     shutil.rmtree(partial, ignore_errors=True)
+                elif not any(str(partial) in note for note in getattr(error, "__notes__", ())):  # by one within it
+                    error.add_note(f"What is finished is kept in {partial}; --resume (resume=True) goes on with it.")
                 raise
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -265,7 +267,7 @@ def _is_replaceable(out: Path) -> bool:
     """Whether nothing is lost with what stands there but an earlier result."""
     if not out.is_dir():
         return True
-    is_store = any((out / name).is_file() for name in _ZARR_RECORDS) or not any(out.iterdir())
+    is_store = any((out / name).is_file() for name in ZARR_RECORDS) or not any(out.iterdir())
     return out.suffix.lower() == ".zarr" and is_store
 
 

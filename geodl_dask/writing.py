@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +19,7 @@ from .blocks import BlockStore, Progress, Tally, lattice_of, regular_blocks, sto
 from .errors import OutputError, OutputExistsError
 from .manifest import Manifest, asked_of, require_same
 from .outputs import Written, check_output, growing_output, manifest_of, parts_manifest, publish
+from .uploads import RemoteOutput, local_place
 
 
 def write_result(
@@ -45,8 +48,11 @@ def write_result(
         change.attrs, name=change.name, dtype=str(blocks.dtype), blocks=[lengths[0] for lengths in blocks.chunks],
         shape=list(blocks.shape), transform=list(grid.transform)[:6], crs=crs.proj.name, wkt=crs.to_wkt(),
     )  # fmt: skip
+    if isinstance(out, str):
+        write_here = partial(write_result, change, suffixes=suffixes, begin=begin, finish=finish, progress=progress)
+        return _write_and_upload(write_here, out, asked, model, overwrite=overwrite, resume=resume)
     if resume and os.path.lexists(out) and not _replaces(out, asked):
-        return _already_written(out, asked)
+        return _already_written(out, Manifest.read(manifest_of(out)), asked)
     with growing_output(out, asked=asked, model=model, overwrite=overwrite, resume=resume) as growth:
         store = begin(growth.folder)
         growth.has_finished = lambda: any(store.is_done(index) for index in np.ndindex(*blocks.numblocks))
@@ -60,6 +66,33 @@ def write_result(
             asked, model, growth.replaces, True, written.seconds, written.pixels, written.tiles, written.empty_tiles
         ).write(manifest_of(out))
     return written
+
+
+def _write_and_upload(
+    write_here: Callable[..., Written], url: str, asked: dict[str, Any], model: str, *, overwrite: bool, resume: bool
+) -> Written:
+    """Write a result with all that stands beside it on this disk, and upload it when it is whole.
+
+    write_here : writes it to a path. It stays on this disk until it has been uploaded, for a run that resumes.
+    Raises RunError where the upload fails.
+    """
+    started, out, remote = time.perf_counter(), local_place(url), RemoteOutput.at(url)
+    if resume and remote.stands():
+        standing, left = remote.manifest(), parts_manifest(out)
+        if not _is_to_upload(left, standing, asked):
+            written = _already_written(url, standing, asked)
+            if left is not None and left.asked == asked:
+                with growing_output(out, asked=asked, resume=True):
+                    pass  # of a run that was stopped when it had uploaded all: its parts are removed
+            return written
+    with growing_output(out, asked=asked, model=model, overwrite=overwrite, resume=resume) as growth:
+        folder = growth.folder / "result"
+        folder.mkdir(exist_ok=True)
+        growth.has_finished = lambda: any(folder.iterdir())
+        remote.require_writable()
+        written = write_here(path=folder / remote.name, overwrite=False, resume=True)
+        RemoteOutput.at(url, is_patient=True).upload(folder, Manifest(asked, model, growth.replaces))
+    return replace(written, path=url, seconds=time.perf_counter() - started)
 
 
 def grid_of(change: xr.DataArray) -> GeoBox:
@@ -79,8 +112,16 @@ def _replaces(out: Path, asked: dict[str, Any]) -> bool:
     return left is not None and left.replaces and left.asked == asked and not is_whole
 
 
-def _already_written(out: Path, asked: dict[str, Any]) -> Written:
-    manifest = Manifest.read(manifest_of(out))
+def _is_to_upload(left: Manifest | None, standing: Manifest | None, asked: dict[str, Any]) -> bool:
+    """Whether what stands in object storage is to give way to what a run of the same words has left here."""
+    if left is None or left.asked != asked:
+        return False
+    if standing is not None and standing.asked == asked:
+        return not standing.is_complete
+    return left.replaces
+
+
+def _already_written(out: Path | str, manifest: Manifest | None, asked: dict[str, Any]) -> Written:
     require_same(manifest, asked, out)
     if manifest is None or manifest.pixels is None:
         raise OutputExistsError(f"{out} exists. Choose another name, or say --overwrite (overwrite=True).")
