@@ -10,6 +10,7 @@ store is whole; while one is replaced there is none, and a reader that had opene
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import threading
@@ -24,6 +25,8 @@ from typing import Any
 from .errors import GeodlError, OutputError, OutputExistsError, RunError
 from .manifest import Manifest
 from .object_store import SCHEMES, open_store
+
+log = logging.getLogger(__name__)
 
 ZARR_RECORDS = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")
 _PIECE_BYTES, _MOST_PIECES, _FILES_AT_ONCE, _PIECES_AT_ONCE = 8 * 2**20, 9_000, 8, 4
@@ -119,6 +122,8 @@ class RemoteOutput:
     def require_allowed(self, *, overwrite: bool, resume: bool) -> None:
         """Raise OutputExistsError for what stands there and is not to be replaced or gone on with, else OutputError."""
         stands, manifest = self.stands(), self.manifest()
+        with _refusals(self.url):
+            is_replaceable = not stands or self._is_replaceable(manifest)
         if not overwrite and not resume:
             choices = "Choose another name, or say --overwrite (overwrite=True)."
             if stands:
@@ -127,7 +132,7 @@ class RemoteOutput:
                 raise OutputExistsError(
                     f"{self.url} is being uploaded by a run, or was by one that ended early. {choices}"
                 )
-        if stands and not self._is_replaceable(manifest):
+        if not is_replaceable:
             raise OutputExistsError(
                 f"{self.url} holds objects, and is not a Zarr store that a result may replace. Choose another name, or "
                 "remove them."
@@ -144,7 +149,8 @@ class RemoteOutput:
     def upload(self, folder: Path, run: Manifest) -> None:
         """Upload what lies in a folder: the whole result, and all that stands beside it.
 
-        run : what the run was asked, not complete. What an earlier attempt has uploaded is uploaded again.
+        run : what the run was asked, not complete; no other's is equal to it. What an earlier attempt has uploaded is
+        uploaded again.
         Raises RunError, also where something has come there meanwhile that this run may not replace.
         """
         import obstore
@@ -155,12 +161,13 @@ class RemoteOutput:
                     f"{self.url} has come there since the run began, and stays as it is. The result is "
                     f"{folder / self.name}."
                 )
+            log.info("Uploading to %s", self.url)
             obstore.put(self.store, self._manifest_key, run.to_json())
             if self._is_zarr:
                 self._clear()
             data, records, beside = self._sorted(folder)
             self._put_all(data, folder)
-            if not _is_begun_by(run, self.manifest()):
+            if self.manifest() != run:
                 raise RunError(f"Another run has begun to write {self.url} meanwhile.")
             for each in (*records, *beside, folder / f"{self.name}.manifest.json"):
                 self._put_all([each], folder)  # one after the other
@@ -193,8 +200,9 @@ class RemoteOutput:
     def _may_take(self, run: Manifest) -> bool:
         """Whether the name is free, taken by an earlier attempt of this run, or by what the run may replace."""
         standing = self.manifest()
-        is_free = not self.stands() and not _is_begun(standing)
-        return is_free or _is_begun_by(run, standing) or (run.replaces and self._is_replaceable(standing))
+        if _is_begun(standing):
+            return run.replaces or (standing is not None and standing.asked == run.asked)
+        return not self.stands() or (run.replaces and self._is_replaceable(standing))
 
     def _clear(self) -> None:
         """Remove an old store, first of all what makes it one."""
@@ -222,10 +230,9 @@ class RemoteOutput:
         with ThreadPoolExecutor(_FILES_AT_ONCE, "geodl-dask-upload") as pool:
             try:
                 while some := list(islice(left, 1000)):
-                    for each in [
-                        pool.submit(_put, self.store, self._key_of(file, folder), file, stopped) for file in some
-                    ]:
-                        each.result()
+                    puts = [pool.submit(_put, self.store, self._key_of(each, folder), each, stopped) for each in some]
+                    for put in puts:
+                        put.result()
             except BaseException:
                 stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -235,10 +242,6 @@ class RemoteOutput:
 def _is_begun(manifest: Manifest | None) -> bool:
     """Whether it is of an upload that has begun and not ended."""
     return manifest is not None and not manifest.is_complete
-
-
-def _is_begun_by(run: Manifest, manifest: Manifest | None) -> bool:
-    return manifest is not None and not manifest.is_complete and manifest.asked == run.asked
 
 
 def _put(store: Any, key: str, file: Path, stopped: threading.Event) -> None:

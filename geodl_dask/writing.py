@@ -91,7 +91,8 @@ def _write_and_upload(
         growth.has_finished = lambda: any(folder.iterdir())
         remote.require_writable()
         written = write_here(path=folder / remote.name, overwrite=False, resume=True)
-        RemoteOutput.at(url, is_patient=True).upload(folder, Manifest(asked, model, growth.replaces))
+        run = Manifest(asked, model, growth.replaces, seconds=time.perf_counter() - started)
+        RemoteOutput.at(url, is_patient=True).upload(folder, run)
     return replace(written, path=url, seconds=time.perf_counter() - started)
 
 
