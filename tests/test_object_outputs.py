@@ -13,6 +13,7 @@ from pathlib import Path
 
 import boto3
 import numpy as np
+import obstore
 import pytest
 import rasterio
 import xarray as xr
@@ -418,6 +419,20 @@ def test_store_opens_only_when_all_its_chunks_are_there(begins_anew, change, oth
     assert not any(is_whole for *_, is_whole in seen)
     depths = [key.count("/") for key, *_ in seen if key.endswith("zarr.json")]
     assert depths == sorted(depths, reverse=True)
+
+
+def test_old_store_is_none_any_more_when_the_first_of_its_chunks_goes(change, other, bucket, monkeypatch):
+    url, delete, chunks = f"{bucket.url}/change.zarr", obstore.delete, []
+    write(other, url)
+
+    def look(store, keys):
+        delete(store, keys)
+        if "change.zarr/zarr.json" in bucket.keys:
+            chunks.extend(key for key in keys if "/c/" in key)
+
+    monkeypatch.setattr("obstore.delete", look)
+    write(change, url, overwrite=True)
+    assert chunks == []
 
 
 def test_old_file_stands_until_the_new_one_is_whole(change, values, other, bucket, monkeypatch):
