@@ -87,6 +87,8 @@ def write_cog(
 
     change : (y, x) integers as `detect_change` gives it. The file has the class colours as its palette, nodata,
     overviews by the most frequent value, and class table and provenance as tags.
+    path : on this disk, or a URL of object storage (`geodl_dask.uploads` says what holds there): the result then grows
+    in the current folder, and stays there until it has been uploaded.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
     resume : go on with what an interrupted run of the same words has left, if one has; a result that is whole is left
     as it is.

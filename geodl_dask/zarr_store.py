@@ -56,6 +56,8 @@ def write_zarr(
 
     change : (y, x) integers as `detect_change` gives it. The store holds it under its name, with class table, nodata
     and provenance as attributes, coordinates, and the CRS in ``spatial_ref`` (CF) and for GDAL.
+    path : on this disk, or a URL of object storage (`geodl_dask.uploads` says what holds there): the result then grows
+    in the current folder, and stays there until it has been uploaded.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
     resume : go on with what an interrupted run of the same words has left, if one has; a result that is whole is left
     as it is.
