@@ -1,20 +1,12 @@
-"""Compute the blocks of a lazy array in a rolling window, and hand each to a store.
-
-A raster has more blocks than a scheduler should hold at once, so a bounded number of tasks is under
-way at any time. Each takes a few neighbouring blocks, computes and writes them where it runs, and
-returns a few bytes.
-"""
+"""Blocks on a worker: computed, handed to a store, and counted."""
 
 from __future__ import annotations
 
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
 from typing import Any, Protocol
 
 import cloudpickle
@@ -22,29 +14,28 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 from dask.blockwise import Blockwise
-from dask.delayed import delayed
-from dask.system import CPU_COUNT
-from distributed import Client, as_completed, default_client
 
-from .errors import BlockFailedError, OutputError
+from .errors import OutputError
 
 log = logging.getLogger(__name__)
 
 Index = tuple[int, int]
-Progress = Callable[[int, int], None]
-"""Called with the pixels that are done and those to be done in all."""
 
-Tallies = Generator["Tally", None, None]
-"""Of what has just been written."""
 
-MOST_TASKS = 20_000
-"""Blocks are put together into runs, so that a raster of any size makes about this many tasks at the most."""
-RETRIES = 2
+class NotKeptError(Exception):
+    """A store could not keep a block; made with one string, for it travels from a worker."""
 
 
 @dataclass
 class Tally:
-    """What was written."""
+    """What became of some blocks."""
+
+    computed: int = 0
+    """Blocks that were computed and kept."""
+    kept: int = 0
+    """Blocks that an earlier run had kept."""
+    failed: dict[Index, str] = field(default_factory=dict)
+    """Causes, by row and column, why blocks could not be computed."""
 
     pixels: Counter[int] = field(default_factory=Counter)
     """Pixels by value."""
@@ -55,6 +46,9 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Count ``other`` too."""
+        self.computed += other.computed
+        self.kept += other.kept
+        self.failed |= other.failed
         self.pixels.update(other.pixels)
         self.tiles += other.tiles
         self.empty_tiles += other.empty_tiles
@@ -84,24 +78,6 @@ class BlockStore(Protocol):
     def write_block(self, index: Index, values: np.ndarray) -> None:
         """Keep block ``index``: (y, x) class values. Runs on workers."""
         ...
-
-
-def store_blocks(
-    array: da.Array, store: BlockStore, progress: Progress | None = None, lattice: Lattice | None = None
-) -> Tally:
-    """Write every block of ``array`` that ``store`` has not, on the active Dask client or else in this process.
-
-    array : (y, x) integers. Returns what the store then holds: blocks that it had are counted too. Raises
-    BlockFailedError.
-    """
-    tally = Tally()
-    write = _rolling if stands_alone(array) else _at_once
-    with _active_client() as client, closing(write(client, array, store, lattice)) as finished:
-        for more in finished:
-            tally.add(more)
-            if progress:
-                progress(tally.pixels.total(), array.size)
-    return tally
 
 
 def regular_blocks(change: xr.DataArray) -> da.Array:
@@ -144,122 +120,66 @@ def stands_alone(array: da.Array) -> bool:
     return all(isinstance(layer, Blockwise) for layer in array.dask.layers.values())
 
 
-@contextmanager
-def _active_client() -> Iterator[Client]:
-    try:
-        client = default_client()
-    except ValueError:
-        with Client(
-            processes=False, n_workers=1, threads_per_worker=CPU_COUNT, set_as_default=False,
-            # No dashboard; but without an address distributed takes port 8787, and warns where that is in use.
-            dashboard_address="127.0.0.1:0", worker_dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-        ) as own:  # fmt: skip
-            yield own
-    else:
-        yield client
+def pack_recipe(array: da.Array, store: BlockStore, lattice: Lattice | None) -> bytes:
+    """What `write_run` needs of a raster; small, for it goes with every task."""
+    return zlib.compress(cloudpickle.dumps((array, store, lattice)))
 
 
-def _rolling(client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None) -> Tallies:
-    indices = list(np.ndindex(*array.numblocks))
-    length = -(-len(indices) // MOST_TASKS)
-    runs = iter([indices[start : start + length] for start in range(0, len(indices), length)])
-    recipe = zlib.compress(cloudpickle.dumps((array, store, lattice)))  # it goes with every task
-    lanes = max(1, sum(client.nthreads().values()))
-    first_of: dict[Any, Index] = {}
+def write_run(recipe: bytes, run: list[Index]) -> Tally:
+    """Compute and keep those of some neighbouring blocks that are not kept yet. Runs on workers.
 
-    def submit(some: Iterable[list[Index]]) -> list[Any]:
-        begun = {client.submit(_write_run, recipe, run, pure=False, retries=RETRIES): run[0] for run in some}
-        first_of.update(begun)
-        return list(begun)
-
-    pending = as_completed(submit(islice(runs, 2 * lanes)), loop=client.loop)
-    try:
-        for future in pending:
-            yield _result(future, array, first_of.pop(future))
-            pending.update(submit(islice(runs, 1)))
-    finally:
-        client.cancel(list(pending.futures))
-
-
-def _at_once(client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None) -> Tallies:
-    indices = list(np.ndindex(*array.numblocks))
-    there = {index: delayed(_count_kept)(store, lattice, index) for index in indices if store.is_done(index)}
-    missing = set(indices) - set(there)
-    for index, tally in _each(client, array, there):
-        if tally is None:
-            missing.add(index)
-        else:
-            yield tally
-    blocks = array.to_delayed()
-    writes = {index: delayed(_write_block)(store, lattice, index, blocks[index]) for index in sorted(missing)}
-    for _, tally in _each(client, array, writes):
-        yield tally
-
-
-def _each(client: Client, array: da.Array, tasks: dict[Index, Any]) -> Generator[tuple[Index, Any], None, None]:
-    """What the task of each block returns, as they end."""
-    futures = client.compute(list(tasks.values()), retries=RETRIES)
-    index_of = dict(zip(futures, tasks, strict=True))
-    pending = as_completed(futures, loop=client.loop)
-    try:
-        for future in pending:
-            yield index_of[future], _result(future, array, index_of[future])
-    finally:
-        client.cancel(list(pending.futures))
-
-
-def _result(future: Any, array: da.Array, index: Index) -> Any:
-    try:
-        return future.result()
-    except BlockFailedError:
-        raise
-    except Exception as error:  # of the graph that the caller gave us, or a worker that died
-        raise _failure(array, index, error) from error
-
-
-def _write_run(recipe: bytes, run: list[Index]) -> Tally:
-    """Compute and keep those of some neighbouring blocks that are not kept yet. Runs on workers."""
+    A block that fails is in the tally's ``failed``, for not every error can be pickled, and the others go on. Raises
+    NotKeptError.
+    """
     array, store, lattice = _recipe(recipe)
     tally = Tally()
     for index in run:
-        failure = None
-        try:
-            done = _count_kept(store, lattice, index) if store.is_done(index) else None
-            if done is None:
+        done = count_kept(store, lattice, index) if store.is_done(index) else None
+        if done is None:
+            try:
                 values = np.asarray(array.blocks[index].compute(scheduler="synchronous"))
-                done = _write_block(store, lattice, index, values)
-            tally.add(done)
-        except Exception as error:
-            log.debug("block %s failed", index, exc_info=True)
-            failure = _failure(array, index, error)
-        if failure:  # out here without a cause, for not every error can be pickled on its way to the client
-            raise failure
+            except Exception as error:
+                log.debug("block %s failed", index, exc_info=True)
+                done = Tally(failed={index: in_words(error)})
+            else:
+                done = write_block(store, lattice, index, values)
+        tally.add(done)
     return tally
 
 
-def _failure(array: da.Array, index: Index, error: Exception) -> BlockFailedError:
-    row, col = (sum(lengths[:position]) for lengths, position in zip(array.chunks, index, strict=True))
-    return BlockFailedError(f"The block at row {row}, column {col} failed: {type(error).__name__}: {error}")
-
-
-def _write_block(store: BlockStore, lattice: Lattice | None, index: Index, values: np.ndarray) -> Tally:
-    store.write_block(index, values)
-    return _count(values, lattice)
-
-
-def _count_kept(store: BlockStore, lattice: Lattice | None, index: Index) -> Tally | None:
-    """None where the block cannot be read, so that it has to be computed again."""
+def write_block(store: BlockStore, lattice: Lattice | None, index: Index, values: np.ndarray) -> Tally:
+    """Keep one block. Runs on workers. Raises NotKeptError."""
+    cause = None
     try:
-        return _count(store.read_block(index), lattice)
+        store.write_block(index, values)
+    except Exception as error:
+        cause = in_words(error)
+    if cause:  # out here, and without what caused it, which may not pickle
+        raise NotKeptError(cause)
+    tally = _count(values, lattice)
+    tally.computed = 1
+    return tally
+
+
+def in_words(error: BaseException) -> str:
+    """Kind and message of an error."""
+    return f"{type(error).__name__}: {error}"
+
+
+def count_kept(store: BlockStore, lattice: Lattice | None, index: Index) -> Tally | None:
+    """What a kept block holds; None where it cannot be read, so that it has to be computed again. Runs on workers."""
+    try:
+        tally = _count(store.read_block(index), lattice)
+        tally.kept = 1
+        return tally
     except Exception as error:  # GDAL, a codec: each has its own
-        log.warning("Block %s is kept but unreadable, and computed again: %s: %s", index, type(error).__name__, error)
+        log.warning("Block %s is kept but unreadable, and computed again: %s", index, in_words(error))
         return None
 
 
 def _count(values: np.ndarray, lattice: Lattice | None) -> Tally:
     tiles, empty = (0, 0) if lattice is None else _count_tiles(values, lattice)
-    return Tally(_count_pixels(values), tiles, empty)
+    return Tally(pixels=_count_pixels(values), tiles=tiles, empty_tiles=empty)
 
 
 def _count_pixels(values: np.ndarray) -> Counter[int]:

@@ -235,6 +235,7 @@ def _label(
         "_FillValue": table.nodata,
         **table.to_attrs(),
         "model": spec.definition.source,
+        "model_name": spec.definition.name,
         "model_digest": spec.definition.digest,
         "runner": spec.kind,
         "output": spec.output,

@@ -15,6 +15,9 @@ from .errors import ModelDefinitionError
 UNLISTED = (128, 128, 128)
 """Colour of values that a model's own function gives and its definition does not list."""
 
+TABLE_ATTRS = ("flag_values", "flag_meanings", "flag_colors", "class_names")
+"""Names of the attributes in which a class table travels."""
+
 
 @dataclass(frozen=True)
 class ModelClass:

@@ -107,8 +107,17 @@ def _run_options(command: Any) -> Any:
             "--resampling", metavar="NAME", default="bilinear", show_default=True, help="How to warp; GDAL's names."
         ),
         click.option("--chunks", type=_Chunks(), default="auto", show_default=True, help="Side of a block, pixels."),
+        click.option(
+            "--zarr-format", type=click.Choice([2, 3]), help="Version of a Zarr store: 3 unless said, 2 for older GIS."
+        ),
+        click.option("--pyramid", is_flag=True, help="Also coarser levels, in a Zarr store; other outputs have them."),
         click.option("--overwrite", is_flag=True, help="Replace OUT once the new result is whole."),
         click.option("--resume", is_flag=True, help="Go on with what an interrupted run has left, if one has."),
+        click.option(
+            "--same-pixels", is_flag=True,
+            help="With --resume: rasters that were copied or mended have the same pixels."
+        ),
+        click.option("--keep-going", is_flag=True, help="Leave blocks that go on failing as nodata, and list them."),
         _verbosity,
     )  # fmt: skip
     for option in reversed(options):
@@ -157,15 +166,16 @@ def classify_command(raster: str, output: str, model: str, **options: Any) -> No
 
 def _run(
     plan: Callable[..., xr.DataArray], output: str, places: dict[str, str], *, workers: int | None, gpu_id: int | None,
-    overwrite: bool, resume: bool, quiet: bool, verbose: int, processor_type: str, **keywords: Any,
+    overwrite: bool, quiet: bool, verbose: int, processor_type: str, zarr_format: int | None, pyramid: bool,
+    resume: bool, same_pixels: bool, keep_going: bool, **keywords: Any,
 ) -> None:  # fmt: skip
     """Plan, compute, write, sum up. ``plan`` takes the processor and ``keywords``."""
     from .devices import worker_gpus
 
     started = time.perf_counter()
-    write = partial(
-        _writer_of(output, overwrite=overwrite, resume=resume, provenance={**places, **keywords}), resume=resume
-    )
+    layout = {key: value for key, value in {"zarr_format": zarr_format, "pyramid": pyramid}.items() if value}
+    writer = _writer_of(output, overwrite=overwrite, resume=resume, provenance={**places, **keywords}, layout=layout)
+    write = partial(writer, resume=resume, same_pixels=same_pixels, keep_going=keep_going)
     with err.status("Opening the model and the rasters") if not quiet else nullcontext():
         gpus = worker_gpus(processor_type, gpu_id=gpu_id, workers=workers)
         result = plan(processor=processor_type, **keywords)
@@ -269,7 +279,10 @@ def _client(workers: int | None, gpus: tuple[str, ...], *, quiet: bool) -> Itera
         yield
 
 
-def _writer_of(output: str, *, overwrite: bool, resume: bool = False, provenance: dict[str, Any] | None = None) -> Any:
+def _writer_of(
+    output: str, *, overwrite: bool, resume: bool = False, provenance: dict[str, Any] | None = None,
+    layout: dict[str, Any] | None = None,
+) -> Any:  # fmt: skip
     """The writer that the output's ending asks for, once it is clear that the output may be written."""
     from .outputs import check_output
 
@@ -277,7 +290,12 @@ def _writer_of(output: str, *, overwrite: bool, resume: bool = False, provenance
     if Path(path).suffix.lower() == ".zarr":
         from .zarr_store import write_zarr
 
-        return write_zarr
+        return partial(write_zarr, **(layout or {}))
+    if layout:
+        from .errors import OutputError
+
+        options = " and ".join(f"--{key.replace('_', '-')}" for key in layout)
+        raise OutputError(f"{options} is for Zarr stores, and {output} is none; a GeoTIFF always has overviews.")
     from .cog import write_cog
 
     return write_cog

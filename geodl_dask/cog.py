@@ -6,9 +6,10 @@ import json
 import os
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import dask.array as da
 import numpy as np
@@ -22,11 +23,11 @@ from rasterio._err import CPLE_BaseError
 from rasterio.dtypes import dtype_rev
 from rasterio.enums import Resampling
 
-from .blocks import Index, Progress, Tally, regular_blocks
-from .classes import ClassTable, list_values
+from .blocks import Index, Tally, regular_blocks
+from .classes import ClassTable
 from .errors import RunError
 from .outputs import Written
-from .writing import grid_of, write_result
+from .writing import WriteOptions, found_attrs, grid_of, write_result
 
 COG_BLOCK_PX = 512
 GDAL_CACHE_MB = 256
@@ -78,10 +79,7 @@ class GeoTiffParts:
 def write_cog(
     change: xr.DataArray,
     path: str | os.PathLike[str],
-    *,
-    overwrite: bool = False,
-    resume: bool = False,
-    progress: Progress | None = None,
+    **options: Unpack[WriteOptions],
 ) -> Written:
     """Compute a change raster block by block into a Cloud-Optimized GeoTIFF.
 
@@ -90,8 +88,7 @@ def write_cog(
     path : on this disk, or a URL of object storage (`geodl_dask.uploads` says what holds there): the result then grows
     in the current folder, and stays there until it has been uploaded.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
-    resume : go on with what an interrupted run of the same words has left, if one has; a result that is whole is left
-    as it is.
+    options : ``overwrite``, ``resume``, ``same_pixels``, ``keep_going``, ``progress``: see `WriteOptions`.
     Raises OutputError, OutputExistsError, BlockFailedError or, where the last pass fails, RunError; what was there
     before stays until the new one is whole.
     """
@@ -105,7 +102,14 @@ def write_cog(
         mosaic, finished = folder / "parts.vrt", folder / "finished.tif"
         finished.unlink(missing_ok=True)  # what a run that was stopped in this very pass has left
         mosaic.write_text(
-            _mosaic(blocks, begin(folder), grid, list_values(change.attrs, tally.pixels)), encoding="utf-8"
+            _mosaic(
+                blocks,
+                begin(folder),
+                grid,
+                {**change.attrs, **found_attrs(change.attrs, tally, blocks)},
+                set(tally.failed),
+            ),
+            encoding="utf-8",
         )
         try:
             _translate(mosaic, finished)
@@ -113,9 +117,7 @@ def write_cog(
             raise RunError(f"{path} could not be put together from its blocks: {error}. Is the disk full?") from error
         return finished
 
-    return write_result(
-        change, path, (".tif", ".tiff"), begin, finish, overwrite=overwrite, resume=resume, progress=progress
-    )
+    return write_result(change, path, (".tif", ".tiff"), begin, finish, **options)
 
 
 def _translate(mosaic: Path, finished: Path) -> None:
@@ -126,8 +128,10 @@ def _translate(mosaic: Path, finished: Path) -> None:
         )  # fmt: skip
 
 
-def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str, Any]) -> str:
-    """A GDAL virtual raster (VRT) over the parts, with all that the file shall say of itself."""
+def _mosaic(
+    blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str, Any], failed: Collection[Index]
+) -> str:
+    """A GDAL virtual raster (VRT) over the parts but those that failed, with all that the file shall say of itself."""
     height, width = blocks.shape
     dataset = ET.Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))
     ET.SubElement(dataset, "SRS").text = grid.crs.to_wkt() if grid.crs else ""
@@ -143,6 +147,8 @@ def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: dict[str
     starts = [np.cumsum((0, *lengths)).tolist() for lengths in blocks.chunks]
     for row, rows in enumerate(blocks.chunks[0]):
         for col, cols in enumerate(blocks.chunks[1]):
+            if (row, col) in failed:  # what no source covers is nodata
+                continue
             source = ET.SubElement(band, "SimpleSource")
             ET.SubElement(source, "SourceFilename", relativeToVRT="1").text = parts.path((row, col)).name
             ET.SubElement(source, "SourceBand").text = "1"

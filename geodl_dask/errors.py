@@ -19,7 +19,8 @@ GeodlError
 └── RunError                     the run failed (exit status 1)
     ├── RasterReadError          a window of a raster could not be read
     ├── InferenceError           the model raised, or answered with something it must not
-    └── BlockFailedError         a block kept failing; says which and why
+    ├── BlockFailedError         a block kept failing; says which and why
+    └── SchedulerLostError       the Dask scheduler does not answer any more
 
 Every error also derives from the matching built-in, and is made with one string: what was given,
 what was needed, what to do. (An exception whose ``__init__`` takes several arguments does not
@@ -107,3 +108,7 @@ class InferenceError(RunError, RuntimeError):
 
 class BlockFailedError(RunError, RuntimeError):
     """A block kept failing; the message names its position and the cause."""
+
+
+class SchedulerLostError(RunError, ConnectionError):
+    """The Dask scheduler died, or the way to it was cut."""

@@ -12,9 +12,25 @@ from typing import Any
 from .errors import OutputExistsError
 
 FORMAT = 1
-_NAMES_ONLY = ("model", "long_name")
+_NAMES_ONLY = ("model", "model_name", "long_name")
 """Attributes on which no pixel depends: the model's digest says which one it is."""
 _INPUTS, _ACCOUNTS = {"from_raster", "to_raster", "raster", "mask"}, {"rasters", "raster_states"}
+
+
+@dataclass(frozen=True)
+class FailedBlock:
+    """A block that could not be computed, and is nodata in the result."""
+
+    row_off: int
+    """Its first row, pixels."""
+    col_off: int
+    """Its first column, pixels."""
+    height: int
+    """Its rows."""
+    width: int
+    """Its columns."""
+    cause: str
+    """Why."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +41,32 @@ class Manifest:
     """All that a pixel depends on, by name: attributes of the result, its grid, type and blocks."""
     model: str
     """Where the model was."""
+    model_name: str = ""
+    """What it is called."""
     replaces: bool = False
     """Whether it was said that an earlier result under that name may be replaced."""
     is_complete: bool = False
     """Whether the result is whole."""
+    begun: str = ""
+    """When the run began, or the last of those that the result was made in: ISO 8601, UTC."""
+    ended: str = ""
+    """When it ended."""
     seconds: float = 0.0
-    """How long the run took, or the last of those that it was made in."""
+    """How long it took."""
+    computed_blocks: int = 0
+    """Blocks that it computed."""
+    kept_blocks: int = 0
+    """Blocks that earlier runs had kept."""
+    failed_blocks: tuple[FailedBlock, ...] = ()
+    """Blocks that could not be computed."""
     pixels: dict[int, int] | None = None
     """Pixels by value, of a complete result."""
     tiles: int = 0
     """Tiles of the model's lattice; 0 where it is not known."""
     empty_tiles: int = 0
-    """Of those, how many had no valid pixel."""
+    """Of those, how many had no valid pixel, so that the model has not run on them."""
+    software: dict[str, str] | None = None
+    """Versions of what it ran with, by name."""
     format: int = FORMAT
     """Version of this layout."""
 
@@ -66,7 +96,8 @@ class Manifest:
             if record["format"] != FORMAT or not isinstance(record["asked"], dict):
                 return None
             pixels = record["pixels"] and {int(value): int(count) for value, count in record["pixels"].items()}
-            return cls(**{**record, "pixels": pixels})
+            failed = tuple(FailedBlock(**each) for each in record.get("failed_blocks", ()))
+            return cls(**{**record, "pixels": pixels, "failed_blocks": failed})
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
 
@@ -81,14 +112,21 @@ def asked_of(attrs: Mapping[str, Any], **place: Any) -> dict[str, Any]:
     return asked
 
 
-def require_same(found: Manifest | None, asked: Mapping[str, Any], where: Path | str) -> None:
-    """Raise OutputExistsError unless what ``where`` holds was asked for in the same words, naming the difference."""
+def require_same(
+    found: Manifest | None, asked: Mapping[str, Any], where: Path | str, *, same_pixels: bool = False
+) -> None:
+    """Raise OutputExistsError unless what ``where`` holds was asked for in the same words, naming the difference.
+
+    same_pixels : the user's word that rasters in other files, or files of another time, have the same pixels.
+    """
     if found is None:
         raise OutputExistsError(
             f"{where} has no manifest that says which run it is from, so it cannot be continued. Choose another name, "
             "or say --overwrite (overwrite=True)."
         )
-    differing = [key for key in {**found.asked, **asked} if found.asked.get(key) != asked.get(key)]
+    differing = _differing(found, asked, same_pixels=same_pixels)
+    are_inputs = set(differing) <= _INPUTS | _ACCOUNTS
+    hint = " If its pixels are the same (copied, mended), say --same-pixels (same_pixels=True)." if are_inputs else ""
     if _INPUTS & set(differing):  # which then says it all
         differing = [key for key in differing if key not in _ACCOUNTS]
     differing.sort(key=lambda key: len(f"{found.asked.get(key)}{asked.get(key)}"))  # the shortest says it best
@@ -97,8 +135,18 @@ def require_same(found: Manifest | None, asked: Mapping[str, Any], where: Path |
     if differing:
         raise OutputExistsError(
             f"{where} is from another run, so it cannot be continued: {told}{more}. Ask for the same, choose another "
-            "name, or say --overwrite (overwrite=True)."
+            f"name, or say --overwrite (overwrite=True).{hint}"
         )
+
+
+def is_same(found: Manifest, asked: Mapping[str, Any], *, same_pixels: bool) -> bool:
+    """Whether `require_same` lets it pass."""
+    return not _differing(found, asked, same_pixels=same_pixels)
+
+
+def _differing(found: Manifest, asked: Mapping[str, Any], *, same_pixels: bool) -> list[str]:
+    differing = [key for key in {**found.asked, **asked} if found.asked.get(key) != asked.get(key)]
+    return [key for key in differing if not same_pixels or key not in _INPUTS | _ACCOUNTS]
 
 
 def _shown(value: Any) -> str:

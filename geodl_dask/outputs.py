@@ -3,7 +3,8 @@
 A result grows in ``OUT.partial`` beside ``OUT`` and is renamed when it is whole. So nothing half
 written ever stands under the name that was asked for, and an old result stays until the new one is
 whole. What a run that ended early has finished stays there, with a manifest that says what it was asked,
-until a run goes on with it or begins anew. One run at a time writes there: it holds a lock, which the
+until a run goes on with it or begins anew. A result for object storage grows in the current folder, and stays there
+until it has been uploaded (see `uploads`). One run at a time writes there: it holds a lock, which the
 system takes back however the run ends.
 """
 
@@ -25,13 +26,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .errors import OutputError, OutputExistsError, RunError
-from .manifest import Manifest, require_same
+from .errors import OutputError, OutputExistsError
+from .manifest import FailedBlock, Manifest, require_same
 from .uploads import ZARR_RECORDS, RemoteOutput, local_place, overlaps, url_of
 
 log = logging.getLogger(__name__)
 
-_LOCK, _OWNER, _MANIFEST = "lock", "owner", "manifest.json"
+_LOCK, _OWNER, PARTS_MANIFEST = "lock", "owner", "manifest.json"
+MANIFEST_SUFFIX = ".manifest.json"
+SIDES = (".aux.xml", ".msk", ".ovr", ".stac.json", MANIFEST_SUFFIX)
+"""What belongs to a result by its name: what GDAL reads with it, and what we say of it; the manifest comes last."""
 _BEAT_EVERY_S, _SILENT_AFTER_S = 15, 120
 _INPUTS = ("from_raster", "to_raster", "raster", "model", "mask", "like", "snap_raster")
 
@@ -50,6 +54,10 @@ class Written:
     """Tiles of the model's lattice; 0 where it is not known."""
     empty_tiles: int
     """Of those, how many had no valid pixel in their core, so that the model has not run on them."""
+    computed_blocks: int = 0
+    """Blocks that were computed; others were kept by an earlier run."""
+    failed_blocks: tuple[FailedBlock, ...] = ()
+    """Blocks that could not be computed, and are nodata."""
 
 
 def check_output(
@@ -114,12 +122,36 @@ def partial_of(out: Path) -> Path:
 
 def manifest_of(out: Path) -> Path:
     """The manifest beside a result."""
-    return out.with_name(out.name + ".manifest.json")
+    return out.with_name(out.name + MANIFEST_SUFFIX)
 
 
-def parts_manifest(out: Path) -> Manifest | None:
-    """What the run was asked that has left parts; None where there are none, or it cannot be read."""
-    return Manifest.read(partial_of(out) / _MANIFEST)
+def finished_in(partial: Path, out: Path) -> Path | None:
+    """What a run had finished when it ended, before, or while, it took its name; None where none had."""
+    for manifest in partial.glob(f"*{MANIFEST_SUFFIX}"):
+        finished = manifest.with_name(manifest.name.removesuffix(MANIFEST_SUFFIX))
+        if Manifest.read(manifest) and (os.path.lexists(finished) or os.path.lexists(out)):
+            return finished
+    return None
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Raise OutputError where ``size`` bytes of class values cannot possibly be kept; warn where they may not be.
+
+    They are compressed, and classes compress well: to a few hundredths where they lie in patches, to a tenth and more
+    where they are speckled. While they become a result they are there twice.
+    """
+    free = shutil.disk_usage(folder).free
+    least, much = 2 * size // 100, 2 * size // 10
+    if free < least:
+        raise OutputError(
+            f"The disk of {folder.parent} has {free / 1e9:,.3f} GB free; at least {least / 1e9:,.3f} GB are needed for "
+            f"{size / 1e9:,.3f} GB of class values, compressed. Free some, or write to another disk."
+        )
+    if free < much:
+        log.warning(
+            "The disk of %s has %.3f GB free. %.3f GB may be needed: less where the classes lie in patches.",
+            folder.parent, free / 1e9, much / 1e9,
+        )  # fmt: skip
 
 
 @dataclass
@@ -136,18 +168,19 @@ class Growth:
 
 @contextmanager
 def growing_output(
-    out: Path, *, asked: dict[str, Any], model: str = "", overwrite: bool = False, resume: bool = False
+    out: Path, started: Manifest, *, resume: bool = False, same_pixels: bool = False
 ) -> Iterator[Growth]:
     """A folder for the parts of ``out``: empty, or with those of an earlier run of the same words, to be resumed.
 
-    asked : as `manifest.asked_of` gives it. The folder is gone afterwards, unless the run ends early and something is
-    finished; a note to the exception then says so.
+    started : what the run is asked. same_pixels : as `manifest.require_same` takes it.
+    The folder is gone afterwards, unless the run ends early and something is finished; a note to the exception then
+    says so.
     Raises OutputExistsError where another run is writing there, or has left its parts and neither overwriting nor
     resuming was asked for, or resuming and it was asked something else.
     """
     partial = partial_of(out)
     try:
-        partial.mkdir(exist_ok=overwrite or resume)
+        partial.mkdir(exist_ok=started.replaces or resume)
     except FileExistsError as error:
         raise OutputExistsError(f"{partial} is there already{_owner_in_words(partial)}; remove it.") from error
     if elsewhere := _owner_elsewhere(partial):
@@ -158,21 +191,21 @@ def growing_output(
     with _lock(partial, out):
         has_parts = any(left.name not in (_LOCK, _OWNER) for left in partial.iterdir())
         if resume and has_parts:
-            found = Manifest.read(partial / _MANIFEST)
-            require_same(found, asked, partial)
+            found = Manifest.read(partial / PARTS_MANIFEST)
+            require_same(found, started.asked, partial, same_pixels=same_pixels)
             growth = Growth(partial, replaces=found is not None and found.replaces, has_finished=lambda: True)
         else:
             _clear(partial)
-            Manifest(asked, model, replaces=overwrite).write(partial / _MANIFEST)
-            growth = Growth(partial, replaces=overwrite)
+            started.write(partial / PARTS_MANIFEST)
+            growth = Growth(partial, replaces=started.replaces)
         with _heartbeat(partial / _OWNER):
             try:
                 yield growth
             except BaseException as error:
-                if not growth.has_finished():
-                    shutil.rmtree(partial, ignore_errors=True)
-                elif not any(str(partial) in note for note in getattr(error, "__notes__", ())):  # by one within it
+                if growth.has_finished():
                     error.add_note(f"What is finished is kept in {partial}; --resume (resume=True) goes on with it.")
+                else:
+                    shutil.rmtree(partial, ignore_errors=True)
                 raise
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -231,26 +264,35 @@ def _clear(partial: Path) -> None:
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
-def publish(finished: Path, out: Path, *, overwrite: bool) -> None:
+def publish(finished: Path, out: Path, *, overwrite: bool) -> Path:
     """Give what has grown inside `growing_output`, a file or folder, its name, in the place of what may be replaced.
 
-    Raises RunError where something else has come there meanwhile: it stays, and the result gets a name beside it.
+    What stands beside it under its name goes with it, the manifest last; what an earlier result of that name had
+    beside it goes away first, so that in no moment a result has another's.
+    Returns its place: where something else has come there meanwhile, that stays, and the result is beside it.
     """
+    if not os.path.lexists(finished) or _is_same_file(finished, out):  # the run before ended at this very point
+        _name_sides(finished, out)
+        return out
     if overwrite and _is_replaceable(out):
+        _remove_sides(out)
         # Only a file takes the place of a file in one step.
         if os.path.lexists(out) and (out.is_dir() or finished.is_dir()):
             out.replace(finished.with_name("old"))
         finished.replace(out)
-        return
+        _name_sides(finished, out)
+        return out
     place, numbers = out, count(2)
     while not _take_free_name(finished, place):
         place = out.with_name(f"{out.stem}.{next(numbers)}{out.suffix}")
-    if place != out:
-        raise RunError(f"{out} has come there since the run began, and stays as it is. The result is {place}.")
+    _name_sides(finished, place)
+    return place
 
 
 def _take_free_name(finished: Path, place: Path) -> bool:
     """Rename, unless something stands there: then False."""
+    if not os.path.lexists(place):
+        _remove_sides(place)
     if not finished.is_dir():
         try:
             place.hardlink_to(finished)  # unlike a rename, never replaces what has just come there
@@ -261,6 +303,22 @@ def _take_free_name(finished: Path, place: Path) -> bool:
         return False
     finished.rename(place)
     return True
+
+
+def _is_same_file(finished: Path, out: Path) -> bool:
+    return finished.is_file() and out.is_file() and finished.samefile(out)
+
+
+def _remove_sides(place: Path) -> None:
+    for side in SIDES:
+        place.with_name(place.name + side).unlink(missing_ok=True)
+
+
+def _name_sides(finished: Path, place: Path) -> None:
+    for side in SIDES:
+        beside = finished.with_name(finished.name + side)
+        if beside.exists():
+            beside.replace(place.with_name(place.name + side))
 
 
 def _is_replaceable(out: Path) -> bool:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .inspection import ModelFile, ModelInfo
     from .outputs import Written
 
+NAMED = 3
+"""Failed blocks that a summary names."""
 STATUS_FAILED, STATUS_ASKED_WRONGLY, STATUS_SIGNALLED = 1, 2, 128
 
 # Paths and class names are printed as they are, brackets and colons too.
@@ -149,6 +151,13 @@ def print_summary(change: xr.DataArray, written: Written, seconds: float) -> Non
     height, width = change.shape
     if written.empty_tiles:
         out.print(f"{written.empty_tiles:,} of {written.tiles:,} tiles were skipped: no valid pixel")
+    for block in written.failed_blocks[:NAMED]:
+        place = f"{block.height} x {block.width} pixels at row {block.row_off}, column {block.col_off}"
+        out.print(f"Failed, and nodata: {place}: {block.cause}")
+    if written.failed_blocks:
+        out.print(f"{len(written.failed_blocks):,} blocks failed; {written.path}.manifest.json lists them.")
+    if not written.computed_blocks:
+        out.print("Nothing was computed: it was whole.")
     out.print(f"{written.path}: {width:,} x {height:,} pixels in {seconds:.1f} s")
 
 

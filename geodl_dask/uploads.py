@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,11 +95,6 @@ class RemoteOutput:
         timeout_s, retries = (_PATIENCE_S, 10) if is_patient else (15, 3)
         return cls(url, *open_store(url, timeout_s=timeout_s, retries=retries))
 
-    @property
-    def name(self) -> str:
-        """The last part of the URL."""
-        return PurePosixPath(self.key).name
-
     def stands(self) -> bool:
         """Whether there is a result, or a part of one. Raises OutputError, also for a bucket that is not there."""
         import obstore
@@ -146,11 +141,12 @@ class RemoteOutput:
             obstore.put(self.store, f"{self.key}.partial", b"")
             obstore.delete(self.store, f"{self.key}.partial")
 
-    def upload(self, folder: Path, run: Manifest) -> None:
-        """Upload what lies in a folder: the whole result, and all that stands beside it.
+    def upload(self, finished: Path, run: Manifest, *, sides: Sequence[str]) -> None:
+        """Upload a whole result, a file or folder, and what stands beside it under its name.
 
-        run : what the run was asked, not complete; no other's is equal to it. What an earlier attempt has uploaded is
-        uploaded again.
+        run : what the run was asked, not complete; no other's is equal to it. sides : endings of what belongs to a
+        result by its name, the manifest's last; what an earlier result had beside it goes away. What an earlier attempt
+        has uploaded is uploaded again.
         Raises RunError, also where something has come there meanwhile that this run may not replace.
         """
         import obstore
@@ -158,19 +154,20 @@ class RemoteOutput:
         with _failures(self.url):
             if not self._may_take(run):
                 raise RunError(
-                    f"{self.url} has come there since the run began, and stays as it is. The result is "
-                    f"{folder / self.name}."
+                    f"{self.url} has come there since the run began, and stays as it is. The result is {finished}."
                 )
             log.info("Uploading to %s", self.url)
             obstore.put(self.store, self._manifest_key, run.to_json())
             if self._is_zarr:
                 self._clear()
-            data, records, beside = self._sorted(folder)
-            self._put_all(data, folder)
+            data, records = _sorted(finished)
+            self._put_all(data, finished)
             if self.manifest() != run:
                 raise RunError(f"Another run has begun to write {self.url} meanwhile.")
-            for each in (*records, *beside, folder / f"{self.name}.manifest.json"):
-                self._put_all([each], folder)  # one after the other
+            for each in records:
+                self._put_all([each], finished)  # one after the other
+            for side in sides:
+                self._put_side(finished, side)
 
     @property
     def _is_zarr(self) -> bool:
@@ -179,9 +176,6 @@ class RemoteOutput:
     @property
     def _manifest_key(self) -> str:
         return f"{self.key}.manifest.json"
-
-    def _key_of(self, file: Path, folder: Path) -> str:
-        return str(PurePosixPath(self.key).parent / file.relative_to(folder).as_posix())
 
     def _has(self, key: str) -> bool:
         import obstore
@@ -214,29 +208,38 @@ class RemoteOutput:
         for objects in obstore.list(self.store, self.key):
             obstore.delete(self.store, [each["path"] for each in objects])
 
-    def _sorted(self, folder: Path) -> tuple[Iterator[Path], list[Path], list[Path]]:
-        """The files of the result but a store's metadata; these, the root's last; what stands beside the result."""
-        result, manifest = folder / self.name, f"{self.name}.manifest.json"
-        beside = sorted(each for each in folder.iterdir() if each.name not in (self.name, manifest))
-        if result.is_file():
-            return iter([result]), [], beside
-        records = [each for name in ZARR_RECORDS for each in result.rglob(name)]
-        data = (each for each in result.rglob("*") if each.name not in ZARR_RECORDS and each.is_file())
-        return data, sorted(records, key=lambda each: -len(each.parts)), beside
+    def _put_side(self, finished: Path, side: str) -> None:
+        import obstore
 
-    def _put_all(self, files: Iterable[Path], folder: Path) -> None:
-        """Upload files; in threads, since a request cannot be interrupted and a wait can."""
+        file = finished.with_name(finished.name + side)
+        if file.exists():
+            _put(self.store, self.key + side, file, threading.Event())
+        elif self._has(self.key + side):
+            obstore.delete(self.store, self.key + side)
+
+    def _put_all(self, files: Iterable[Path], finished: Path) -> None:
+        """Upload a result's files; in threads, since a request cannot be interrupted and a wait can."""
         stopped, left = threading.Event(), iter(files)
         with ThreadPoolExecutor(_FILES_AT_ONCE, "geodl-dask-upload") as pool:
             try:
                 while some := list(islice(left, 1000)):
-                    puts = [pool.submit(_put, self.store, self._key_of(each, folder), each, stopped) for each in some]
+                    keys = [str(PurePosixPath(self.key, *each.relative_to(finished).parts)) for each in some]
+                    puts = [pool.submit(_put, self.store, *each, stopped) for each in zip(keys, some, strict=True)]
                     for put in puts:
                         put.result()
             except BaseException:
                 stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def _sorted(finished: Path) -> tuple[Iterator[Path], list[Path]]:
+    """The files of a result but a store's metadata; these, the root's last."""
+    if finished.is_file():
+        return iter([finished]), []
+    records = [each for name in ZARR_RECORDS for each in finished.rglob(name)]
+    data = (each for each in finished.rglob("*") if each.name not in ZARR_RECORDS and each.is_file())
+    return data, sorted(records, key=lambda each: -len(each.parts))
 
 
 def _is_begun(manifest: Manifest | None) -> bool:

@@ -2,24 +2,58 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
-import time
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
+import dask.array as da
 import numpy as np
+import rasterio
 import xarray as xr
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
-from .blocks import BlockStore, Progress, Tally, lattice_of, regular_blocks, store_blocks
-from .errors import OutputError, OutputExistsError
-from .manifest import Manifest, asked_of, require_same
-from .outputs import Written, check_output, growing_output, manifest_of, parts_manifest, publish
+from .blocks import BlockStore, Tally, lattice_of, regular_blocks
+from .classes import TABLE_ATTRS, list_values
+from .dispatch import Progress, store_blocks
+from .errors import OutputError, OutputExistsError, RunError
+from .manifest import FailedBlock, Manifest, asked_of, is_same, require_same
+from .outputs import (
+    PARTS_MANIFEST,
+    SIDES,
+    Growth,
+    Written,
+    check_output,
+    check_space,
+    finished_in,
+    growing_output,
+    manifest_of,
+    partial_of,
+    publish,
+)
 from .uploads import RemoteOutput, local_place
+
+_LIBRARIES = ("geodl_dask", "dask", "distributed", "numpy", "rasterio", "torch", "xarray", "zarr")
+
+
+class WriteOptions(TypedDict, total=False):
+    """What both writers take."""
+
+    overwrite: bool
+    """Replace what stands there once the new result is whole."""
+    resume: bool
+    """Go on with what an interrupted run of the same words has left, if one has; a whole result is left as it is."""
+    same_pixels: bool
+    """The user's word that rasters which were copied, moved or mended since the interrupted run have its pixels."""
+    keep_going: bool
+    """Blocks that go on failing become nodata, and `Written` and the manifest list them."""
+    progress: Progress | None
+    """Called with the pixels that are done and those to be done in all."""
 
 
 def write_result(
@@ -29,71 +63,110 @@ def write_result(
     begin: Callable[[Path], BlockStore],
     finish: Callable[[Path, Tally], Path],
     *,
-    overwrite: bool,
-    resume: bool,
-    progress: Progress | None,
+    layout: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    same_pixels: bool = False,
+    keep_going: bool = False,
+    progress: Progress | None = None,
 ) -> Written:
     """Compute a raster block by block into a store, make the result of it, and give that its name.
 
     begin : the store in a folder of parts, new or as an earlier run has left it. finish : makes the result of the
-    finished store, and returns where in that folder it is.
-    Raises OutputError, OutputExistsError, BlockFailedError, and what ``finish`` does. After an error, and when it is
-    stopped, finished blocks stay beside the output for a run that resumes.
+    finished store, and returns where in that folder it is. layout : what else was asked of the result's form.
+    Raises OutputError, OutputExistsError, BlockFailedError, SchedulerLostError, and what ``finish`` does. After an
+    error, and when it is stopped, finished blocks stay beside the output for a run that resumes.
     """
-    started = time.perf_counter()
     out = check_output(path, suffixes, overwrite=overwrite, resume=resume, provenance=change.attrs)
     blocks, grid = regular_blocks(change), grid_of(change)
-    model, crs = str(change.attrs.get("model", "")), cast("CRS", grid.crs)
+    if keep_going and "_FillValue" not in change.attrs:
+        raise OutputError("The raster has no _FillValue, which blocks that fail would be filled with.")
+    crs = cast("CRS", grid.crs)
     asked = asked_of(
         change.attrs, name=change.name, dtype=str(blocks.dtype), blocks=[lengths[0] for lengths in blocks.chunks],
         shape=list(blocks.shape), transform=list(grid.transform)[:6], crs=crs.proj.name, wkt=crs.to_wkt(),
+        **(layout or {}),
     )  # fmt: skip
-    if isinstance(out, str):
-        write_here = partial(write_result, change, suffixes=suffixes, begin=begin, finish=finish, progress=progress)
-        return _write_and_upload(write_here, out, asked, model, overwrite=overwrite, resume=resume)
-    if resume and os.path.lexists(out) and not _replaces(out, asked):
-        return _already_written(out, Manifest.read(manifest_of(out)), asked)
-    with growing_output(out, asked=asked, model=model, overwrite=overwrite, resume=resume) as growth:
-        store = begin(growth.folder)
-        growth.has_finished = lambda: any(store.is_done(index) for index in np.ndindex(*blocks.numblocks))
-        tally = store_blocks(blocks, store, progress, lattice_of(change, blocks))
-        finished = finish(growth.folder, tally)
-        written = Written(out, time.perf_counter() - started, dict(tally.pixels), tally.tiles, tally.empty_tiles)
-        if growth.replaces or not os.path.lexists(out):
-            manifest_of(out).unlink(missing_ok=True)  # of an earlier result, which it must not outlive
-        publish(finished, out, overwrite=growth.replaces)
-        Manifest(
-            asked, model, growth.replaces, True, written.seconds, written.pixels, written.tiles, written.empty_tiles
-        ).write(manifest_of(out))
-    return written
+    started = Manifest(
+        asked, str(change.attrs.get("model", "")), str(change.attrs.get("model_name", "")), replaces=overwrite,
+        begun=_now(), software=_software(),
+    )  # fmt: skip
+    whole = _whole(out, asked, same_pixels=same_pixels) if resume else None
+    if whole is not None:
+        return whole
+    here = out if isinstance(out, Path) else local_place(out)
+    with growing_output(here, started, resume=resume, same_pixels=same_pixels) as growth:
+        if isinstance(out, str):
+            RemoteOutput.at(out).require_writable()
+        finished = finished_in(growth.folder, here)
+        if finished is None:
+            store = begin(growth.folder)
+            growth.has_finished = lambda: any(store.is_done(index) for index in np.ndindex(*blocks.numblocks))
+            check_space(growth.folder, _missing_bytes(blocks, store))
+            tally = store_blocks(blocks, store, progress, lattice_of(change, blocks), keep_going=keep_going)
+            finished = finish(growth.folder, tally)
+            _ended(started, growth, tally, blocks).write(manifest_of(finished))
+        manifest = Manifest.read(manifest_of(finished))
+        growth.has_finished = lambda: True
+        place = _publish(finished, out, growth, begun=started.begun)
+    if place != out:
+        raise RunError(f"{out} has come there since the run began, and stays as it is. The result is {place}.")
+    return _written(out, cast("Manifest", manifest))
 
 
-def _write_and_upload(
-    write_here: Callable[..., Written], url: str, asked: dict[str, Any], model: str, *, overwrite: bool, resume: bool
-) -> Written:
-    """Write a result with all that stands beside it on this disk, and upload it when it is whole.
+def _publish(finished: Path, out: Path | str, growth: Growth, *, begun: str) -> Path | str:
+    """Give a result its name, here or in object storage. Returns its place."""
+    if isinstance(out, Path):
+        return publish(finished, out, overwrite=growth.replaces)
+    asked = cast("Manifest", Manifest.read(growth.folder / PARTS_MANIFEST))
+    RemoteOutput.at(out, is_patient=True).upload(finished, replace(asked, begun=begun), sides=SIDES)
+    return out
 
-    write_here : writes it to a path. It stays on this disk until it has been uploaded, for a run that resumes.
-    Raises RunError where the upload fails.
-    """
-    started, out, remote = time.perf_counter(), local_place(url), RemoteOutput.at(url)
-    if resume and remote.stands():
-        standing, left = remote.manifest(), parts_manifest(out)
-        if not _is_to_upload(left, standing, asked):
-            written = _already_written(url, standing, asked)
-            if left is not None and left.asked == asked:
-                with growing_output(out, asked=asked, resume=True):
-                    pass  # of a run that was stopped when it had uploaded all: its parts are removed
-            return written
-    with growing_output(out, asked=asked, model=model, overwrite=overwrite, resume=resume) as growth:
-        folder = growth.folder / "result"
-        folder.mkdir(exist_ok=True)
-        growth.has_finished = lambda: any(folder.iterdir())
-        remote.require_writable()
-        written = write_here(path=folder / remote.name, overwrite=False, resume=True)
-        run = Manifest(asked, model, growth.replaces, seconds=time.perf_counter() - started)
-        RemoteOutput.at(url, is_patient=True).upload(folder, run)
-    return replace(written, path=url, seconds=time.perf_counter() - started)
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _software() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {"python": platform.python_version(), "gdal": rasterio.__gdal_version__, **versions}
+
+
+def _missing_bytes(blocks: da.Array, store: BlockStore) -> int:
+    """Size of what is to be computed, as it is in memory."""
+    missing = sum(not store.is_done(index) for index in np.ndindex(*blocks.numblocks))
+    return blocks.nbytes * missing // blocks.npartitions
+
+
+def _ended(started: Manifest, growth: Growth, tally: Tally, blocks: da.Array) -> Manifest:
+    ended = _now()
+    seconds = datetime.fromisoformat(ended) - datetime.fromisoformat(started.begun)
+    return replace(
+        started, replaces=growth.replaces, is_complete=True, ended=ended, seconds=seconds.total_seconds(),
+        computed_blocks=tally.computed, kept_blocks=tally.kept, failed_blocks=tuple(_failed(tally, blocks)),
+        pixels=dict(sorted(tally.pixels.items())), tiles=tally.tiles, empty_tiles=tally.empty_tiles,
+    )  # fmt: skip
+
+
+def _failed(tally: Tally, blocks: da.Array) -> Iterator[FailedBlock]:
+    for (row, col), cause in sorted(tally.failed.items()):
+        (heights, widths) = blocks.chunks
+        yield FailedBlock(sum(heights[:row]), sum(widths[:col]), heights[row], widths[col], cause)
+
+
+def _written(out: Path | str, manifest: Manifest) -> Written:
+    return Written(
+        out, manifest.seconds, manifest.pixels or {}, manifest.tiles, manifest.empty_tiles, manifest.computed_blocks,
+        manifest.failed_blocks,
+    )  # fmt: skip
+
+
+def found_attrs(attrs: Mapping[str, Any], tally: Tally, blocks: da.Array) -> dict[str, Any]:
+    """Attributes that a finished raster gets: a class table with all that was found, and where blocks failed."""
+    listed = list_values(attrs, tally.pixels)
+    failed = [[each.row_off, each.col_off, each.height, each.width] for each in _failed(tally, blocks)]
+    of_table = {key: listed[key] for key in TABLE_ATTRS if key in listed}
+    return of_table | ({"failed_blocks": failed} if failed else {})
 
 
 def grid_of(change: xr.DataArray) -> GeoBox:
@@ -106,24 +179,47 @@ def grid_of(change: xr.DataArray) -> GeoBox:
     return grid
 
 
-def _replaces(out: Path, asked: dict[str, Any]) -> bool:
-    """Whether a run of the same words, which ended early, was to replace what stands there."""
-    left, standing = parts_manifest(out), Manifest.read(manifest_of(out))
-    is_whole = standing is not None and standing.is_complete and standing.asked == asked
-    return left is not None and left.replaces and left.asked == asked and not is_whole
+def _whole(out: Path | str, asked: dict[str, Any], *, same_pixels: bool) -> Written | None:
+    """The result that a run of the same words has written there; None where there is something to do."""
+    if isinstance(out, Path):
+        if not os.path.lexists(out) or _goes_on(out, asked, same_pixels=same_pixels):
+            return None
+        return _already_written(out, Manifest.read(manifest_of(out)), asked, same_pixels=same_pixels)
+    remote, here = RemoteOutput.at(out), local_place(out)
+    if not remote.stands():
+        return None
+    standing, left = remote.manifest(), Manifest.read(partial_of(here) / PARTS_MANIFEST)
+    is_left = left is not None and is_same(left, asked, same_pixels=same_pixels)
+    if left is not None and is_left and _is_to_upload(left, standing, asked, same_pixels=same_pixels):
+        return None
+    written = _already_written(out, standing, asked, same_pixels=same_pixels)
+    if left is not None and is_left:
+        with growing_output(here, left, resume=True):
+            pass  # of a run that was stopped when it had uploaded all: its parts are removed
+    return written
 
 
-def _is_to_upload(left: Manifest | None, standing: Manifest | None, asked: dict[str, Any]) -> bool:
+def _is_to_upload(left: Manifest, standing: Manifest | None, asked: dict[str, Any], *, same_pixels: bool) -> bool:
     """Whether what stands in object storage is to give way to what a run of the same words has left here."""
-    if left is None or left.asked != asked:
-        return False
-    if standing is not None and standing.asked == asked:
+    if standing is not None and is_same(standing, asked, same_pixels=same_pixels):
         return not standing.is_complete
     return left.replaces
 
 
-def _already_written(out: Path | str, manifest: Manifest | None, asked: dict[str, Any]) -> Written:
-    require_same(manifest, asked, out)
+def _goes_on(out: Path, asked: dict[str, Any], *, same_pixels: bool) -> bool:
+    """Whether what stands there is to be replaced, or to get its manifest yet, by a run of the same words."""
+    partial = partial_of(out)
+    left, standing = Manifest.read(partial / PARTS_MANIFEST), Manifest.read(manifest_of(out))
+    if left is None or not is_same(left, asked, same_pixels=same_pixels):
+        return False
+    is_whole = standing is not None and standing.is_complete and is_same(standing, asked, same_pixels=same_pixels)
+    return finished_in(partial, out) is not None or (left.replaces and not is_whole)
+
+
+def _already_written(
+    out: Path | str, manifest: Manifest | None, asked: dict[str, Any], *, same_pixels: bool
+) -> Written:
+    require_same(manifest, asked, out, same_pixels=same_pixels)
     if manifest is None or manifest.pixels is None:
         raise OutputExistsError(f"{out} exists. Choose another name, or say --overwrite (overwrite=True).")
-    return Written(out, manifest.seconds, manifest.pixels, manifest.tiles, manifest.empty_tiles)
+    return replace(_written(out, manifest), computed_blocks=0)

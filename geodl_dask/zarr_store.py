@@ -1,4 +1,4 @@
-"""A change raster to a Zarr store, one chunk per block."""
+"""A change raster to a Zarr store, one chunk or shard per block, and on demand a pyramid of coarser levels."""
 
 from __future__ import annotations
 
@@ -6,106 +6,227 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import xarray as xr
 import zarr
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
 
-from .blocks import Index, Progress, Tally, regular_blocks
-from .classes import ClassTable, list_values
+from .blocks import Index, Tally, regular_blocks
+from .classes import ClassTable
+from .dispatch import store_blocks
+from .errors import OutputError
+from .geozarr import array_attrs, group_attrs, with_levels
 from .outputs import Written
-from .writing import grid_of, write_result
+from .pyramid import halved, levels_of, windowed_mode
+from .writing import WriteOptions, found_attrs, grid_of, write_result
+
+ZarrFormat = Literal[2, 3]
+
+SHARDED_ABOVE_PX = 2_048
+"""A block with a longer side is a shard of several chunks, which are read one by one."""
+_CHUNK_PX = 128, 1_024
+"""The sides that a shard's chunks may have."""
 
 
 @dataclass(frozen=True)
 class ZarrBlocks:
-    """Block store: each block is one chunk of one array, which Zarr writes atomically."""
+    """Block store: each block is one file of one array, a chunk or a shard, which Zarr writes atomically."""
 
     path: str
     """The array's folder."""
     block_yx: tuple[int, int]
-    """Height and width of a chunk."""
+    """Height and width of a chunk, or of a shard."""
+    zarr_format: ZarrFormat = 3
+    """Of the array."""
 
     def is_done(self, index: Index) -> bool:
-        """Whether the chunk's file is there."""
-        return Path(self.path, "c", str(index[0]), str(index[1])).exists()
+        """Whether the block's file is there. An empty one is none: Zarr would read an empty shard as all nodata."""
+        try:
+            return self.file(index).stat().st_size > 0
+        except FileNotFoundError:
+            return False
 
     def read_block(self, index: Index) -> np.ndarray:
-        """One whole chunk: (y, x). Runs on workers."""
-        return np.asarray(zarr.open_array(self.path, mode="r").blocks[index])
+        """One whole block: (y, x). Runs on workers."""
+        rows, cols = (
+            slice(number * length, (number + 1) * length) for number, length in zip(index, self.block_yx, strict=True)
+        )
+        return np.asarray(zarr.open_array(self.path, mode="r")[rows, cols])
 
     def write_block(self, index: Index, values: np.ndarray) -> None:
-        """Write one whole chunk: (y, x). Runs on workers."""
+        """Write one whole block: (y, x). Runs on workers."""
         row, col = index[0] * self.block_yx[0], index[1] * self.block_yx[1]
         # Opened for each block: a later run may lay another array under the same path, or have taken it away.
         # `open_array` of Zarr 3.1 takes a config and forgets it; a chunk that is all nodata would leave no file.
         array = zarr.open_array(self.path, mode="r+").with_config({"write_empty_chunks": True})
+        if array.shards:
+            self._remove_if_broken(index)
         array[row : row + values.shape[0], col : col + values.shape[1]] = values
+
+    def _remove_if_broken(self, index: Index) -> None:
+        """Zarr 3.1 reads the shard that stands there before it writes, and fails where it cannot."""
+        try:
+            if self.is_done(index):
+                self.read_block(index)
+        except Exception:  # each codec has its own
+            self.file(index).unlink(missing_ok=True)
+
+    def file(self, index: Index) -> Path:
+        """Where block ``index`` is, or will be."""
+        row, col = map(str, index)
+        return Path(self.path, "c", row, col) if self.zarr_format == 3 else Path(self.path, f"{row}.{col}")
 
 
 def write_zarr(
     change: xr.DataArray,
     path: str | os.PathLike[str],
     *,
-    overwrite: bool = False,
-    resume: bool = False,
-    progress: Progress | None = None,
+    zarr_format: ZarrFormat = 3,
+    pyramid: bool = False,
+    **options: Unpack[WriteOptions],
 ) -> Written:
-    """Compute a change raster block by block into a Zarr (version 3) store.
+    """Compute a change raster block by block into a Zarr store.
 
     change : (y, x) integers as `detect_change` gives it. The store holds it under its name, with class table, nodata
-    and provenance as attributes, coordinates, and the CRS in ``spatial_ref`` (CF) and for GDAL.
+    and provenance as attributes, coordinates, and the CRS in ``spatial_ref`` (CF), for GDAL, and by GeoZarr's
+    conventions.
     path : on this disk, or a URL of object storage (`geodl_dask.uploads` says what holds there): the result then grows
     in the current folder, and stays there until it has been uploaded.
+    zarr_format : 2 for readers that do not know 3 yet, such as GDAL before 3.12.
+    pyramid : also levels of half the size, a quarter and so on down to 512 pixels, of the most frequent value.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
-    resume : go on with what an interrupted run of the same words has left, if one has; a result that is whole is left
-    as it is.
-    Raises OutputError, OutputExistsError or BlockFailedError; what was there before stays until the new one is whole.
+    options : ``overwrite``, ``resume``, ``same_pixels``, ``keep_going``, ``progress``: see `WriteOptions`.
+    Raises OutputError, OutputExistsError, MissingDependencyError, BlockFailedError or SchedulerLostError; what was
+    there before stays until the new one is whole.
     """
+    _check_layout(zarr_format, pyramid=pyramid)
     blocks = regular_blocks(change)
-    block_yx = (blocks.chunks[0][0], blocks.chunks[1][0])
     name = str(change.name or "change")
+    classes = change.copy(data=blocks).rename(name)
 
     def finish(folder: Path, tally: Tally) -> Path:
-        for half in (folder / "store.zarr").rglob("*.partial"):  # of a process that died while Zarr wrote
+        store = folder / "store.zarr"
+        for index in tally.failed:  # which an earlier run may have left unreadable; without its file it is nodata
+            begin(folder).file(index).unlink(missing_ok=True)
+        levels = _write_levels(classes, store, zarr_format) if pyramid else []
+        for half in store.rglob("*.partial"):  # of a process that died while Zarr wrote
             half.unlink(missing_ok=True)
-        _list_found(folder / "store.zarr", name, list_values(change.attrs, tally.pixels))
-        return folder / "store.zarr"
+        arrays = [name, *(f"{level}/{name}" for level in levels)]
+        _list_found(store, arrays, found_attrs(change.attrs, tally, blocks))
+        if levels:
+            _list_levels(store, name, grid_of(change))
+        return store
 
     def begin(folder: Path) -> ZarrBlocks:
-        if not (folder / "store.zarr").exists():
-            _create(change.copy(data=blocks).rename(name), folder / "new.zarr", block_yx)
-            (folder / "new.zarr").rename(folder / "store.zarr")
-        return ZarrBlocks(str(folder / "store.zarr" / name), block_yx)
+        return _block_store(classes, folder / "store.zarr", folder / "new.zarr", zarr_format)
 
-    return write_result(change, path, (".zarr",), begin, finish, overwrite=overwrite, resume=resume, progress=progress)
+    return write_result(
+        change, path, (".zarr",), begin, finish, layout={"zarr_format": zarr_format, "pyramid": pyramid}, **options
+    )  # fmt: skip
 
 
-def _create(change: xr.DataArray, store: Path, block_yx: tuple[int, int]) -> None:
+def _check_layout(zarr_format: int, *, pyramid: bool) -> None:
+    if zarr_format not in (2, 3):
+        raise OutputError(f"zarr_format is {zarr_format!r}; 2 or 3 is needed.")
+    if pyramid:
+        windowed_mode()  # or say now that it is missing
+
+
+def _block_store(layer: xr.DataArray, group: Path, unfinished: Path, zarr_format: ZarrFormat) -> ZarrBlocks:
+    """For the blocks of a layer, in the Zarr group that an earlier run has left, or a new one.
+
+    unfinished : where that grows.
+    """
+    if not group.exists():
+        _create([layer], unfinished, zarr_format)
+        unfinished.rename(group)
+    heights, widths = layer.chunks or ((), ())
+    return ZarrBlocks(str(group / str(layer.name)), (heights[0], widths[0]), zarr_format)
+
+
+def _create(layers: list[xr.DataArray], store: Path, zarr_format: ZarrFormat) -> None:
     """The store with everything but its chunks."""
-    grid, table = grid_of(change), ClassTable.from_attrs(change.attrs)
-    variable = change.drop_encoding()
-    variable.attrs = dict(change.attrs)
-    # GDAL's Zarr driver reads the CRS from here; CF readers follow grid_mapping to spatial_ref.
-    variable.attrs["_CRS"] = {"wkt": grid.crs.to_wkt() if grid.crs else ""}
-    nodata = variable.attrs.pop("_FillValue", table.nodata if table else None)
-    encoding = {"chunks": block_yx, "write_empty_chunks": True, "grid_mapping": "spatial_ref"}
-    if nodata is not None:
-        encoding |= {"_FillValue": nodata, "fill_value": nodata}
+    encoded = [_encoded(layer, zarr_format) for layer in layers]
     with warnings.catch_warnings():
         # Zarr 3's specification has no word on consolidated metadata yet, and xarray warns where it is missing.
         warnings.filterwarnings("ignore", "Consolidated metadata")
-        variable.to_dataset().to_zarr(
-            store, compute=False, zarr_format=3, consolidated=True, encoding={variable.name: encoding}
-        )
+        xr.Dataset({variable.name: variable for variable, _ in encoded}, attrs=group_attrs(grid_of(layers[0]))).to_zarr(
+            store, mode="w", compute=False, zarr_format=zarr_format, consolidated=True,
+            encoding={variable.name: encoding for variable, encoding in encoded},
+        )  # fmt: skip
 
 
-def _list_found(store: Path, name: str, attrs: dict[str, Any]) -> None:
-    """Bring the class table up to what was found."""
+def _encoded(layer: xr.DataArray, zarr_format: ZarrFormat) -> tuple[xr.DataArray, dict[str, Any]]:
+    """A variable of the store, and what xarray is to be told of its encoding."""
+    grid, table = grid_of(layer), ClassTable.from_attrs(layer.attrs)
+    block_yx = tuple(lengths[0] for lengths in layer.chunks or ())
+    variable = layer.drop_encoding()
+    of_a_store = "grid_mapping", "coordinates"  # that it was read from, which xarray writes itself
+    variable.attrs = array_attrs({key: layer.attrs[key] for key in layer.attrs if key not in of_a_store}, grid)
+    # GDAL's Zarr driver reads the CRS from here; CF readers follow grid_mapping to spatial_ref.
+    variable.attrs["_CRS"] = {"wkt": grid.crs.to_wkt() if grid.crs else ""}
+    nodata = variable.attrs.pop("_FillValue", table.nodata if table else None)
+    encoding: dict[str, Any] = {"chunks": block_yx, "write_empty_chunks": True, "grid_mapping": "spatial_ref"}
+    if zarr_format == 3 and (chunk_yx := chunk_of(block_yx)):
+        encoding |= {"chunks": chunk_yx, "shards": block_yx}
+    if nodata is not None:
+        encoding["_FillValue"] = nodata
+        if zarr_format == 3:  # in format 2 that is the fill value
+            encoding["fill_value"] = nodata
+    return variable, encoding
+
+
+def chunk_of(block_yx: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Height and width of the chunks in the shard that a block of that size is; None for a block that is one chunk."""
+    if max(block_yx) <= SHARDED_ABOVE_PX:
+        return None
+    shortest, longest = _CHUNK_PX
+    chunk_yx = tuple(
+        next(side for side in range(min(longest, length), 0, -1) if not length % side) for length in block_yx
+    )
+    is_even = all(side >= min(shortest, length) for side, length in zip(chunk_yx, block_yx, strict=True))
+    return chunk_yx if is_even else None
+
+
+def _write_levels(classes: xr.DataArray, store: Path, zarr_format: ZarrFormat) -> list[str]:
+    """The pyramid over a finished array, each level from the one before; what an earlier run has made of it stays.
+
+    Returns the names of the groups that hold the levels.
+    """
+    below, levels = store / str(classes.name), levels_of(grid_of(classes))
+    for level in levels:
+        coarser = xr.DataArray(
+            halved(str(below)), dims=("y", "x"), coords=xr_coords(level.grid, dims=("y", "x")), name=classes.name,
+            attrs=classes.attrs,
+        )  # fmt: skip
+        blocks = _block_store(coarser, store / level.name, store.with_name("new.zarr"), zarr_format)
+        store_blocks(coarser.data, blocks)
+        below = Path(blocks.path)
+    return [level.name for level in levels]
+
+
+def _list_found(store: Path, arrays: list[str], found: dict[str, Any]) -> None:
+    """Bring the attributes up to what was found."""
     group = zarr.open_group(store, mode="r+", use_consolidated=False)
-    if any(group[name].attrs.get(key) != value for key, value in attrs.items() if key != "_FillValue"):
-        group[name].attrs.update({key: value for key, value in attrs.items() if key != "_FillValue"})
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Consolidated metadata")
-            zarr.consolidate_metadata(store)
+    for name in reversed(arrays):  # so that the store's own record is the last to be renewed
+        outdated = {key: value for key, value in found.items() if group[name].attrs.get(key) != value}
+        if outdated:
+            group[name].attrs.update(outdated)
+        _consolidate((store / name).parent)
+
+
+def _list_levels(store: Path, name: str, grid: GeoBox) -> None:
+    """Say in the store where the levels of its pyramid are."""
+    group = zarr.open_group(store, mode="r+", use_consolidated=False)
+    levels = [(f"{level.name}/{name}", level.grid) for level in levels_of(grid)]
+    group.attrs.update(with_levels(dict(group.attrs), [(name, grid), *levels]))
+    _consolidate(store)
+
+
+def _consolidate(store: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata")
+        zarr.consolidate_metadata(store)

@@ -205,7 +205,7 @@ def test_failed_run_leaves_the_old_file_and_its_own_parts(tmp_path):
     change = change_raster(values, chunks=16)
     change = change.copy(data=change.data.map_blocks(fail_at_the_end, dtype=np.uint8))
     before = file_contents(tmp_path)
-    with pytest.raises(BlockFailedError, match="row 32, column 48 failed: ValueError: out of tune"):
+    with pytest.raises(BlockFailedError, match="At row 32, column 48: ValueError: out of tune"):
         write_cog(change, tmp_path / "change.tif", overwrite=True)
     assert names(tmp_path) == ["change.tif", "change.tif.manifest.json", "change.tif.partial"]
     assert file_contents(tmp_path) == before

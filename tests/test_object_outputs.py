@@ -32,7 +32,7 @@ from geodl_dask.cli import cli
 from geodl_dask.cog import write_cog
 from geodl_dask.errors import MissingDependencyError, OutputError, OutputExistsError, RequestError, RunError
 from geodl_dask.manifest import Manifest
-from geodl_dask.outputs import check_output
+from geodl_dask.outputs import SIDES, check_output, manifest_of
 from geodl_dask.uploads import RemoteOutput, local_place, overlaps, url_of
 from geodl_dask.zarr_store import write_zarr
 
@@ -558,8 +558,8 @@ def test_parts_that_outlived_their_upload_are_removed(change, bucket, monkeypatc
     url = f"{bucket.url}/change.tif"
     upload = RemoteOutput.upload
 
-    def upload_and_stop(remote, folder, run):
-        upload(remote, folder, run)
+    def upload_and_stop(*arguments, **options):
+        upload(*arguments, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -576,11 +576,10 @@ def test_file_of_several_pieces_appears_at_once_or_not_at_all(ends, mortal, monk
     server, bucket = mortal
     monkeypatch.setattr(uploads, "_PIECE_BYTES", 5 * 2**20)
     monkeypatch.setattr(uploads, "_PIECES_AT_ONCE", 1)
-    folder, content = tmp_path / "result", np.random.default_rng(1).bytes(16 * 2**20)
-    folder.mkdir()
-    (folder / "change.tif").write_bytes(content)
+    finished, content = tmp_path / "finished.tif", np.random.default_rng(1).bytes(16 * 2**20)
+    finished.write_bytes(content)
     run = Manifest({"padding": 4}, "toy.emd", seconds=1.5)
-    Manifest({"padding": 4}, "toy.emd", is_complete=True, pixels={0: 1}).write(folder / "change.tif.manifest.json")
+    Manifest({"padding": 4}, "toy.emd", is_complete=True, pixels={0: 1}).write(manifest_of(finished))
     read_pieces, given = uploads._pieces, []
 
     def die(file, length, stopped):
@@ -597,14 +596,14 @@ def test_file_of_several_pieces_appears_at_once_or_not_at_all(ends, mortal, monk
     remote = RemoteOutput.at(f"{bucket.url}/change.tif", is_patient=True)
     with monkeypatch.context() as patch, pytest.raises(RunError if ends == "server" else KeyboardInterrupt):
         patch.setattr(uploads, "_pieces", die)
-        remote.upload(folder, run)
+        remote.upload(finished, run, sides=SIDES)
     assert len(given) == 3
     if ends == "server":
         server.start()
     assert bucket.keys == {"change.tif.manifest.json"}
     if ends == "user":
         assert "Uploads" not in bucket.client.list_multipart_uploads(Bucket=bucket.name)
-    remote.upload(folder, Manifest({"padding": 4}, "toy.emd", seconds=2.5))
+    remote.upload(finished, Manifest({"padding": 4}, "toy.emd", seconds=2.5), sides=SIDES)
     assert bucket["change.tif"] == content
     assert says_it_is_whole(bucket, "change.tif")
 

@@ -15,12 +15,13 @@ import pytest
 from filelock import FileLock
 
 from geodl_dask import outputs
-from geodl_dask.errors import OutputError, OutputExistsError, RunError
+from geodl_dask.errors import OutputError, OutputExistsError
 from geodl_dask.manifest import Manifest
 from geodl_dask.outputs import check_output, growing_output, partial_of, publish
 
 TIF = (".tif", ".tiff")
 ASKED = {"padding": 4}
+STARTED, REPLACING = Manifest(ASKED, ""), Manifest(ASKED, "", replaces=True)
 
 
 def make(path: Path, kind: str, content: str) -> Path:
@@ -136,7 +137,7 @@ def test_output_grows_in_a_folder_beside_it_without_what_an_earlier_run_left(tmp
     out = tmp_path / "change.tif"
     make(partial_of(out), "folder", "of an interrupted run")
     make(partial_of(out) / "folder", "folder", "of an interrupted run")
-    with growing_output(out, asked=ASKED, overwrite=True) as growth:
+    with growing_output(out, REPLACING) as growth:
         assert growth.folder.parent == out.parent
         assert {"content", "folder"}.isdisjoint(names(growth.folder))
         assert not out.exists()
@@ -148,7 +149,7 @@ def test_part_of_an_earlier_run_is_not_removed_unasked(tmp_path):
     make(partial_of(out), "folder", "of an interrupted run")
     with (
         pytest.raises(OutputExistsError, match=r"change\.tif\.partial is there already"),
-        growing_output(out, asked=ASKED),
+        growing_output(out, STARTED),
     ):
         pass
     assert content_of(partial_of(out)) == "of an interrupted run"
@@ -157,17 +158,17 @@ def test_part_of_an_earlier_run_is_not_removed_unasked(tmp_path):
 @pytest.mark.parametrize(("overwrite", "resume"), [(False, False), (True, False), (False, True)])
 def test_second_run_to_one_output_is_refused_while_the_first_lives(tmp_path, overwrite, resume):
     out, who = tmp_path / "change.tif", f"process {os.getpid()} on {socket.gethostname()}"
-    with growing_output(out, asked=ASKED) as growth:
+    with growing_output(out, STARTED) as growth:
         make(growth.folder / "half", "file", "half")
         with (
             pytest.raises(OutputExistsError, match=who),
-            growing_output(out, asked=ASKED, overwrite=overwrite, resume=resume),
+            growing_output(out, Manifest(ASKED, "", replaces=overwrite), resume=resume),
         ):
             pass
         with pytest.raises(OutputExistsError, match=who):
             check_output(out, TIF, overwrite=False)
         assert content_of(growth.folder / "half") == "half"
-    with growing_output(out, asked=ASKED):
+    with growing_output(out, STARTED):
         pass
     assert names(tmp_path) == []
 
@@ -175,8 +176,9 @@ def test_second_run_to_one_output_is_refused_while_the_first_lives(tmp_path, ove
 HOLD = """
 import sys, time
 from pathlib import Path
+from geodl_dask.manifest import Manifest
 from geodl_dask.outputs import growing_output
-with growing_output(Path(sys.argv[1]), asked={}):
+with growing_output(Path(sys.argv[1]), Manifest({}, "")):
     print("holding", flush=True)
     time.sleep(60)
 """
@@ -188,12 +190,12 @@ def test_lock_ends_with_the_process_that_held_it(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "holding\n"
         with pytest.raises(OutputExistsError, match=f"Another run .process {other.pid} on .* is writing {out}"):
-            growing_output(out, asked=ASKED, overwrite=True).__enter__()
+            growing_output(out, REPLACING).__enter__()
         other.send_signal(signal.SIGKILL)
         other.wait()
     with pytest.raises(OutputExistsError, match=f"interrupted run left, .*process {other.pid} on .*--overwrite"):
         check_output(out, TIF, overwrite=False)
-    with growing_output(out, asked=ASKED, overwrite=True):
+    with growing_output(out, REPLACING):
         pass
     assert names(tmp_path) == []
 
@@ -206,12 +208,12 @@ def test_file_system_without_locks_is_written_with_a_warning(tmp_path, monkeypat
         monkeypatch.setattr(FileLock, "acquire", acquire)
 
     refuse(errno.ENOLCK)
-    with growing_output(tmp_path / "change.tif", asked=ASKED) as growth:
+    with growing_output(tmp_path / "change.tif", STARTED) as growth:
         assert growth.folder.is_dir()
     assert "no locks on the file system" in caplog.text
     refuse(errno.EACCES)
     with pytest.raises(OSError, match="No locks"):
-        growing_output(tmp_path / "change.tif", asked=ASKED).__enter__()
+        growing_output(tmp_path / "change.tif", STARTED).__enter__()
 
 
 def left_by_another_machine(out: Path, silent_s: float) -> Path:
@@ -232,7 +234,7 @@ def test_run_on_another_machine_is_named_and_left_alone(tmp_path, overwrite, res
     out = tmp_path / "change.tif"
     partial = left_by_another_machine(out, silent_s)
     with pytest.raises(OutputExistsError, match=r"Process 4711 on elsewhere is writing .*if it has died, go on 120 s"):
-        growing_output(out, asked=ASKED, overwrite=overwrite, resume=resume).__enter__()
+        growing_output(out, Manifest(ASKED, "", replaces=overwrite), resume=resume).__enter__()
     assert names(partial) == ["0_0.tif", "manifest.json", "owner"]
     assert content_of(partial / "owner") == "elsewhere 4711"
 
@@ -242,7 +244,7 @@ def test_run_on_another_machine_that_is_silent_is_taken_for_dead(tmp_path):
     partial = left_by_another_machine(out, 130)
     with pytest.raises(OutputExistsError, match=r"interrupted run left, .*process 4711 on elsewhere"):
         check_output(out, TIF, overwrite=False)
-    with growing_output(out, asked=ASKED, resume=True) as growth:
+    with growing_output(out, STARTED, resume=True) as growth:
         assert content_of(growth.folder / "0_0.tif") == "finished"
         assert content_of(growth.folder / "owner") == f"{socket.gethostname()} {os.getpid()}"
     assert not partial.exists()
@@ -250,7 +252,7 @@ def test_run_on_another_machine_that_is_silent_is_taken_for_dead(tmp_path):
 
 def test_run_that_is_at_work_says_so_again_and_again(tmp_path, monkeypatch):
     monkeypatch.setattr(outputs, "_BEAT_EVERY_S", 0.05)
-    with growing_output(tmp_path / "change.tif", asked=ASKED) as growth:
+    with growing_output(tmp_path / "change.tif", STARTED) as growth:
         owner = growth.folder / "owner"
         os.utime(owner, (1, 1))
         until = time.monotonic() + 10
@@ -263,7 +265,7 @@ def test_run_that_is_at_work_says_so_again_and_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize("has_finished", [False, True])
 def test_parts_stay_after_an_exception_where_something_is_finished(tmp_path, error, has_finished):
     out = make(tmp_path / "change.tif", "file", "old")
-    with pytest.raises(error) as raised, growing_output(out, asked=ASKED, overwrite=True) as growth:
+    with pytest.raises(error) as raised, growing_output(out, REPLACING) as growth:
         make(growth.folder / "part", "folder", "part")
         growth.has_finished = lambda: has_finished
         raise error
@@ -284,7 +286,7 @@ def test_kept_parts_stay_whenever_the_run_that_goes_on_with_them_ends(tmp_path):
     """Also where it ends before it has looked at them."""
     out = tmp_path / "change.tif"
     left_by_another_machine(out, 130)
-    with pytest.raises(OSError, match="full"), growing_output(out, asked=ASKED, resume=True):
+    with pytest.raises(OSError, match="full"), growing_output(out, STARTED, resume=True):
         raise OSError("the disk is full")
     assert content_of(partial_of(out) / "0_0.tif") == "finished"
 
@@ -297,8 +299,8 @@ def test_resuming_begins_anew_where_nothing_was_left(tmp_path, left):
     if left == "lock":
         (partial_of(out) / "lock").touch()
         (partial_of(out) / "owner").write_text(f"{socket.gethostname()} 4711")
-    with growing_output(out, asked=ASKED, resume=True) as growth:
-        assert Manifest.read(growth.folder / "manifest.json") == Manifest(ASKED, "")
+    with growing_output(out, STARTED, resume=True) as growth:
+        assert Manifest.read(growth.folder / "manifest.json") == STARTED
     assert names(tmp_path) == []
 
 
@@ -321,10 +323,10 @@ def test_parts_of_another_run_are_refused_and_stay(tmp_path, manifest, says):
     elif manifest is not None:
         (partial / "manifest.json").write_text(manifest)
     before = {path: path.read_bytes() for path in partial.iterdir()}
-    with pytest.raises(OutputExistsError, match=f"{says}.*--overwrite"), growing_output(out, asked=ASKED, resume=True):
+    with pytest.raises(OutputExistsError, match=f"{says}.*--overwrite"), growing_output(out, STARTED, resume=True):
         pass
     assert {path: path.read_bytes() for path in partial.iterdir() if path.name != "lock"} == before
-    with growing_output(out, asked=ASKED, overwrite=True) as growth:
+    with growing_output(out, REPLACING) as growth:
         assert not (growth.folder / "content").exists()
 
 
@@ -347,7 +349,7 @@ def test_result_takes_the_place_of_what_may_be_replaced(tmp_path, new, old):
             (make(place, "folder", "old") / "zarr.json").touch()
         if old != "store":
             out.symlink_to(target)
-    with growing_output(out, asked=ASKED, overwrite=True) as growth:
+    with growing_output(out, REPLACING) as growth:
         finished = make(growth.folder / "finished", new, "new")
         if old in ("file", "store", "link"):
             assert content_of(out) == "old"
@@ -367,16 +369,13 @@ def test_what_appears_meanwhile_stays_and_the_result_gets_a_name_beside_it(tmp_p
         monkeypatch.setattr(Path, "hardlink_to", lambda *paths: (_ for _ in ()).throw(OSError(95, "no hard links")))
     out = tmp_path / "change.tif"
     make(tmp_path / "change.2.tif", "file", "another")
-    with (
-        pytest.raises(RunError, match=r"change\.tif has come there .* The result is .*change\.3\.tif"),
-        growing_output(out, asked=ASKED) as growth,
-    ):
+    with growing_output(out, STARTED) as growth:
         finished = make(growth.folder / "finished", new, "new")
         if late in ("file", "folder"):
             make(out, late, "theirs")
         else:
             out.mkdir() if late == "empty folder" else out.symlink_to("nowhere")
-        publish(finished, out, overwrite=False)
+        assert publish(finished, out, overwrite=False) == tmp_path / "change.3.tif"
     assert names(tmp_path) == ["change.2.tif", "change.3.tif", "change.tif"]
     assert content_of(tmp_path / "change.3.tif") == "new"
     if late in ("file", "folder"):
@@ -385,13 +384,10 @@ def test_what_appears_meanwhile_stays_and_the_result_gets_a_name_beside_it(tmp_p
 
 def test_folder_that_appears_meanwhile_stays_even_where_overwriting_was_asked_for(tmp_path):
     out = tmp_path / "change.tif"
-    with (
-        pytest.raises(RunError, match=r"The result is .*change\.2\.tif"),
-        growing_output(out, asked=ASKED, overwrite=True) as growth,
-    ):
+    with growing_output(out, REPLACING) as growth:
         finished = make(growth.folder / "finished", "file", "new")
         make(out, "folder", "theirs")
-        publish(finished, out, overwrite=True)
+        assert publish(finished, out, overwrite=True) == tmp_path / "change.2.tif"
     assert (content_of(out), content_of(tmp_path / "change.2.tif")) == ("theirs", "new")
 
 
@@ -401,7 +397,22 @@ def test_result_takes_a_free_name(tmp_path, monkeypatch, new, links):
     if not links:
         monkeypatch.setattr(Path, "hardlink_to", lambda *paths: (_ for _ in ()).throw(OSError(95, "no hard links")))
     out = tmp_path / "change.tif"
-    with growing_output(out, asked=ASKED) as growth:
+    with growing_output(out, STARTED) as growth:
         publish(make(growth.folder / "finished", new, "new"), out, overwrite=False)
     assert names(tmp_path) == ["change.tif"]
     assert content_of(out) == "new"
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("new", ["file", "folder"])
+def test_what_stands_beside_a_result_goes_with_it_and_the_old_one_does_not_stay(tmp_path, new, overwrite):
+    out = tmp_path / "change.zarr"
+    for side in (".aux.xml", ".manifest.json", ".ovr"):
+        out.with_name(out.name + side).write_text("old")
+    with growing_output(out, REPLACING if overwrite else STARTED) as growth:
+        finished = make(growth.folder / "finished", new, "new")
+        for side in (".aux.xml", ".manifest.json"):
+            finished.with_name(finished.name + side).write_text("new")
+        publish(finished, out, overwrite=overwrite)
+    assert names(tmp_path) == ["change.zarr", "change.zarr.aux.xml", "change.zarr.manifest.json"]
+    assert {path.read_text() for path in tmp_path.glob("*.*.*")} == {"new"}

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,11 @@ from conftest import write_definition, write_raster
 from test_cli import COMMAND, heeding_interrupts, settings_of_the_command_end_with_it  # noqa: F401
 
 from geodl_dask import change as change_module
-from geodl_dask import cog
+from geodl_dask import cog, outputs, writing
 from geodl_dask.change import detect_change
 from geodl_dask.cli import cli
 from geodl_dask.cog import write_cog
-from geodl_dask.errors import BlockFailedError, OutputError, OutputExistsError
+from geodl_dask.errors import BlockFailedError, OutputError, OutputExistsError, RunError
 from geodl_dask.manifest import Manifest
 from geodl_dask.outputs import manifest_of, partial_of
 from geodl_dask.zarr_store import write_zarr
@@ -124,7 +125,29 @@ def by_arrays(place, models, **options) -> xr.DataArray:
         return detect_change(before, after, models["pt"], chunks=24, **options)
 
 
+def stand_there_meanwhile(out: Path) -> Callable[[int, int], None]:
+    """A progress in which somebody else writes to where the result is to be."""
+
+    def progress(done_px: int, all_px: int) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "theirs").touch()
+
+    return progress
+
+
 # Within this process
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_what_comes_there_meanwhile_stays_and_the_result_is_beside_it(output, place, models, tmp_path):
+    out = tmp_path / output
+    with pytest.raises(RunError, match=rf"{output} has come there since the run began, .* The result is .*change\.2\."):
+        write(by_files(place, models), out, progress=stand_there_meanwhile(out))
+    beside = out.with_name(f"{out.stem}.2{out.suffix}")
+    assert read(beside).shape == (83, 109)
+    assert Manifest.read(manifest_of(beside)).is_complete
+    assert [path.name for path in out.iterdir()] == ["theirs"]
+    assert not partial_of(out).exists()
 
 
 @pytest.mark.parametrize("door", [by_files, by_arrays])
@@ -274,14 +297,83 @@ def test_whole_result_is_left_as_it_is_and_its_record_returned(output, place, mo
     before = files_in(tmp_path)
     computed.clear()
     again = write(by_files(place, models), tmp_path / output, resume=True)
-    assert again == first
+    assert again == replace(first, computed_blocks=0)
     assert computed == {}
     assert files_in(tmp_path) == before
+
+
+class EndedError(BaseException):
+    """What a kill does, but for this process."""
+
+
+@pytest.mark.parametrize("moment", ["publish", "_name_sides"])
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_run_that_was_killed_while_its_result_took_its_name_needs_only_that(
+    output, overwrite, moment, place, models, tmp_path, monkeypatch, computed
+):
+    """Before the result has its name, and between that and its manifest's."""
+    out, undisturbed = tmp_path / output, write(by_files(place, models), tmp_path / f"undisturbed{output[6:]}")
+    if overwrite:
+        write(by_files(place, models, arguments="padding 2"), out)
+
+    def end(*given, **options):
+        raise EndedError
+
+    with monkeypatch.context() as patch, pytest.raises(EndedError):
+        patch.setattr(writing if moment == "publish" else outputs, moment, end)
+        write(by_files(place, models), out, overwrite=overwrite)
+    assert out.exists() == (overwrite or moment == "_name_sides")
+    computed.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(cog, "_translate", end)
+        written = write(by_files(place, models), out, resume=True)
+    assert computed == {}
+    assert result_of(out) == result_of(undisturbed.path)
+    assert written == replace(undisturbed, path=out, seconds=written.seconds)
+    assert Manifest.read(manifest_of(out)).pixels == undisturbed.pixels
+    assert not partial_of(out).exists()
+
+
+def test_what_was_finished_and_is_gone_is_made_again(place, models, tmp_path, monkeypatch):
+    out = tmp_path / "change.zarr"
+
+    def end(*given, **options):
+        raise EndedError
+
+    with monkeypatch.context() as patch, pytest.raises(EndedError):
+        patch.setattr(outputs, "_name_sides", end)
+        write(by_files(place, models), out)
+    shutil.rmtree(out)
+    written = write(by_files(place, models), out, resume=True)
+    assert written.computed_blocks == len(BLOCKS)
+    assert read(out).shape == (83, 109)
 
 
 def test_beginning_anew_and_going_on_are_not_asked_for_at_once(place, models, tmp_path):
     with pytest.raises(OutputError, match="both asked for"):
         write_cog(by_files(place, models), tmp_path / "change.tif", overwrite=True, resume=True)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_rasters_that_were_copied_are_the_same_on_the_users_word(output, place, models, tmp_path, computed):
+    out = tmp_path / output
+    with pytest.raises(KeyboardInterrupt):
+        write(by_files(place, models), out, progress=stop_after(5))
+    kept = set(parts_of(out))
+    (tmp_path / "copies").mkdir()
+    copies = [shutil.copy(path, tmp_path / "copies") for path in place]
+    with pytest.raises(OutputExistsError, match=r"from_raster was .*say --same-pixels"):
+        write(by_files(copies, models), out, resume=True)
+    with pytest.raises(OutputExistsError, match="arguments was nothing, is padding 2"):
+        write(by_files(copies, models, arguments="padding 2"), out, resume=True, same_pixels=True)
+    computed.clear()
+    written = write(by_files(copies, models), out, resume=True, same_pixels=True)
+    assert computed == dict.fromkeys(BLOCKS - kept, 1)
+    assert Manifest.read(manifest_of(out)).asked["from_raster"] == str(copies[0])
+    assert (written.computed_blocks, Manifest.read(manifest_of(out)).kept_blocks) == (len(BLOCKS - kept), len(kept))
+    again = write(by_files(place, models), out, resume=True, same_pixels=True)  # and so for the whole result
+    assert again.computed_blocks == 0
 
 
 # What differs is named, and nothing is changed
@@ -396,7 +488,8 @@ def test_command_says_where_the_whole_result_is(place, request_words, models, tm
     again = ask(request_words, out, "--resume")
     assert (first.exit_code, again.exit_code) == (0, 0)
     assert again.stdout.splitlines()[-1].startswith(f"{out}: 109 x 83 pixels in ")
-    assert again.stdout.splitlines()[:-1] == first.stdout.splitlines()[:-1]  # the areas
+    assert again.stdout.splitlines()[-2] == "Nothing was computed: it was whole."
+    assert again.stdout.splitlines()[:-2] == first.stdout.splitlines()[:-1]  # the areas
     assert computed == {}
     assert files_in(tmp_path) == before
 

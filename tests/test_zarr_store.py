@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
-from geodl_dask import blocks as blocks_module
+from geodl_dask import dispatch
 from geodl_dask.classes import ClassTable, ModelClass
 from geodl_dask.errors import BlockFailedError, OutputError, OutputExistsError
 from geodl_dask.zarr_store import ZarrBlocks, write_zarr
@@ -189,14 +189,15 @@ def failing(values: np.ndarray) -> xr.DataArray:
 def test_failed_run_leaves_the_old_store_and_its_own_parts(tmp_path):
     values = classes((37, 53))
     write_zarr(change_raster(values), tmp_path / "change.zarr")
-    with pytest.raises(BlockFailedError, match="row 32, column 48 failed: ValueError: out of tune"):
+    with pytest.raises(BlockFailedError, match="At row 32, column 48: ValueError: out of tune"):
         write_zarr(failing(values), tmp_path / "change.zarr", overwrite=True)
     assert names(tmp_path) == ["change.zarr", "change.zarr.manifest.json", "change.zarr.partial"]
     np.testing.assert_array_equal(stored(tmp_path / "change.zarr").values, values)
 
 
 def test_block_that_is_late_does_not_bring_a_failed_run_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(blocks_module, "RETRIES", 0)  # before which others would have finished
+    monkeypatch.setattr(dispatch, "TRIES", 1)
+    monkeypatch.setattr(dispatch, "HOPELESS", 1)  # or the others would be finished first
     values = classes((37, 53))
 
     def late(block, block_id):

@@ -1,4 +1,4 @@
-"""Blocks reach their store once each, on any client, and a block that fails ends the run with its place and cause."""
+"""Blocks reach their store once each, on any client; one that fails is named, once all others are done."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from dask_processes import dask_processes
 from distributed import Client, LocalCluster, default_client
 
-from geodl_dask import blocks as blocks_module
-from geodl_dask.blocks import Index, regular_blocks, stands_alone, store_blocks
-from geodl_dask.errors import BlockFailedError
+from geodl_dask import dispatch
+from geodl_dask.blocks import Index, regular_blocks, stands_alone
+from geodl_dask.dispatch import store_blocks
+from geodl_dask.errors import BlockFailedError, SchedulerLostError
 
 SHAPE, BLOCK = (23, 31), (8, 12)
 INDICES = [(row, col) for row in range(3) for col in range(3)]
@@ -171,7 +173,7 @@ def test_finished_blocks_are_not_computed_again(build, store, values, done):
 
 @pytest.mark.parametrize("most_tasks", [1, 100])
 def test_kept_block_that_cannot_be_read_is_computed_again(monkeypatch, build, store, values, caplog, most_tasks):
-    monkeypatch.setattr(blocks_module, "MOST_TASKS", most_tasks)
+    monkeypatch.setattr(dispatch, "MOST_TASKS", most_tasks)
     store = FolderOfBlocks(store.folder, done=((0, 0), (1, 2), (2, 2)), unreadable=((1, 2),))
     pixels = store_blocks(build(values), store).pixels
     assert store.writes() == dict.fromkeys(set(INDICES) - {(0, 0), (2, 2)}, 1)
@@ -194,7 +196,7 @@ def test_progress_rises_to_all_pixels(build, store, values, done):
 
 @pytest.mark.parametrize("most_tasks", [1, 2, 4])
 def test_many_blocks_are_put_together_into_few_tasks(monkeypatch, store, values, most_tasks):
-    monkeypatch.setattr(blocks_module, "MOST_TASKS", most_tasks)
+    monkeypatch.setattr(dispatch, "MOST_TASKS", most_tasks)
     seen = []
     store_blocks(alone(values), store, lambda *pixels: seen.append(pixels))
     assert store.writes() == dict.fromkeys(INDICES, 1)
@@ -226,28 +228,71 @@ class UnpicklableError(Exception):
         super().__init__(f"{what}: {why}")
 
 
-def fail_at_1_2(block: np.ndarray, index: Index) -> np.ndarray:
-    if index == (1, 2):
+def fail_in_the_corner(block: np.ndarray, index: Index) -> np.ndarray:
+    if index == (2, 2):
         raise UnpicklableError("layer 3", "does not fit")
     return block
 
 
-def test_failing_block_ends_the_run_with_its_place_and_cause(on_client, store, values):
-    with pytest.raises(BlockFailedError, match="row 8, column 24 failed: UnpicklableError: layer 3: does not fit"):
-        store_blocks(alone(values, fail_at_1_2), store)
-    assert store.writes()[1, 2] == 0
+def test_failing_block_ends_the_run_with_its_place_and_cause_once_all_others_are_kept(on_client, store, values):
+    says = r"1 of 9 blocks failed; all others are done. At row 16, column 24: UnpicklableError: layer 3: does not fit$"
+    with pytest.raises(BlockFailedError, match=says):
+        store_blocks(alone(values, fail_in_the_corner), store)
+    assert store.writes() == dict.fromkeys(set(INDICES) - {(2, 2)}, 1)
 
 
-def test_failing_block_is_named_among_those_of_its_task(monkeypatch, store, values):
-    monkeypatch.setattr(blocks_module, "MOST_TASKS", 1)
-    with pytest.raises(BlockFailedError, match="row 8, column 24 failed"):
-        store_blocks(alone(values, fail_at_1_2), store)
+@pytest.mark.parametrize("most_tasks", [1, 2, 100])
+def test_failing_block_is_named_among_those_of_its_task(monkeypatch, store, values, most_tasks):
+    monkeypatch.setattr(dispatch, "MOST_TASKS", most_tasks)
+    with pytest.raises(BlockFailedError, match="At row 16, column 24: "):
+        store_blocks(alone(values, fail_in_the_corner), store)
+    assert store.writes() == dict.fromkeys(set(INDICES) - {(2, 2)}, 1)
 
 
 def test_failing_block_that_hangs_on_others_ends_the_run_too(on_client, store, values):
-    """Which block is named depends on the order: all that the broken one feeds fail."""
-    with pytest.raises(BlockFailedError, match=r"row (0|8|16), column (0|12|24) failed: \w+"):
-        store_blocks(joined(values, fail_at_1_2), store)
+    """All that the broken one feeds fail: the second and third row of blocks."""
+    with pytest.raises(BlockFailedError, match=r"6 of 9 blocks failed; all others are done. At row 8, column 0: \w+"):
+        store_blocks(joined(values, fail_in_the_corner), store)
+    assert store.writes() == {(0, col): 1 for col in range(3)}
+
+
+def test_failed_blocks_are_told_and_no_error_where_the_others_are_enough(build, store, values):
+    tally = store_blocks(build(values, fail_in_the_corner), store, keep_going=True)
+    failed = {(2, 2)} if build is alone else {(row, col) for row in (1, 2) for col in range(3)}
+    assert set(tally.failed) == failed
+    assert store.writes() == dict.fromkeys(set(INDICES) - failed, 1)
+    assert (tally.computed, tally.kept) == (len(INDICES) - len(failed), 0)
+    assert "does not fit" in tally.failed[2, 2]
+
+
+def test_error_names_some_of_many_failures(store, values):
+    def fail(block, index):
+        if index[0]:
+            raise ValueError("below {} {}".format(*index))
+        return block
+
+    with pytest.raises(BlockFailedError) as raised:
+        store_blocks(alone(values, fail), store)
+    causes = "At row 8, column 0: ValueError: below 1 0; row 8, column 12: ValueError: below 1 1; row 8, column 24"
+    assert str(raised.value).startswith(f"6 of 9 blocks failed; all others are done. {causes}")
+    assert str(raised.value).endswith("; and more")
+
+
+@pytest.mark.parametrize("keep_going", [False, True])
+def test_run_ends_early_where_no_block_can_be_computed(monkeypatch, build, store, values, keep_going):
+    monkeypatch.setattr(dispatch, "HOPELESS", 4)
+    folder = store.folder
+
+    def fail(block, index):
+        (folder / "{}_{}_{}.called".format(*index, uuid4())).touch()
+        raise ValueError("never")
+
+    with pytest.raises(
+        BlockFailedError, match="4 of 9 blocks failed; none could be computed, so the others were not tried"
+    ):
+        store_blocks(build(values, fail), store, keep_going=keep_going)
+    if build is alone:
+        assert len(calls(folder)) < len(INDICES)
 
 
 class NoSpace(FolderOfBlocks):
@@ -256,8 +301,31 @@ class NoSpace(FolderOfBlocks):
 
 
 def test_store_that_cannot_keep_a_block_ends_the_run(build, store, values):
-    with pytest.raises(BlockFailedError, match="No space left on device"):
-        store_blocks(build(values), NoSpace(store.folder))
+    folder = store.folder
+
+    def note(block, index):
+        (folder / "{}_{}_{}.called".format(*index, uuid4())).touch()
+        return block
+
+    says = r"The block at row \d+, column \d+ could not be kept: OSError: \[Errno 28\] No space left on device"
+    with pytest.raises(BlockFailedError, match=says):
+        store_blocks(build(values, note), NoSpace(store.folder), keep_going=True)
+    if build is alone:
+        assert max(calls(folder).values()) == 3
+
+
+class KeepsAtTheSecondTime(FolderOfBlocks):
+    def write_block(self, index: Index, values: np.ndarray) -> None:
+        marks = self.folder / "{}_{}.refused".format(*index)
+        if not marks.exists():
+            marks.touch()
+            raise OSError(116, "Stale file handle")
+        super().write_block(index, values)
+
+
+def test_store_that_stumbles_is_asked_again(build, store, values):
+    store_blocks(build(values), KeepsAtTheSecondTime(store.folder))
+    assert store.writes() == dict.fromkeys(INDICES, 1)
 
 
 def test_block_that_fails_once_or_twice_is_tried_again(on_client, build, store, values):
@@ -287,32 +355,58 @@ def test_block_is_tried_three_times_at_the_most(store, values):
     assert max(calls(folder).values()) == 3
 
 
-def test_worker_that_dies_ends_the_run_with_the_block(process_client, store, values):
+@pytest.mark.parametrize("most_tasks", [1, 100])
+def test_block_that_kills_its_worker_is_named_and_its_neighbours_are_not(
+    monkeypatch, process_client, store, values, most_tasks
+):
+    monkeypatch.setattr(dispatch, "MOST_TASKS", most_tasks)
+
     def die(block, index):
-        os._exit(1)
-
-    with (
-        process_client.as_current(),
-        pytest.raises(BlockFailedError, match=r"row \d+, column \d+ failed: KilledWorker"),
-    ):
-        store_blocks(alone(values, die), store)
-
-
-def test_blocks_that_wait_are_given_up_when_one_fails(build, store, values):
-    def fail_or_sleep(block, index):
-        if index == (0, 0):
-            raise ValueError("at once")
-        time.sleep(0.3)
+        if index == (1, 1):
+            os._exit(1)
         return block
 
-    with thread_client() as client, client.as_current():
-        with pytest.raises(BlockFailedError, match="at once"):
-            store_blocks(build(values, fail_or_sleep), store)
-        time.sleep(0.5)
-        kept = store.writes()
-        time.sleep(0.7)
-        assert store.writes() == kept
-    assert len(kept) < len(INDICES) - 1
+    says = "1 of 9 blocks failed; all others are done. At row 8, column 12: its worker process died 1 times"
+    with process_client.as_current(), pytest.raises(BlockFailedError, match=says):
+        store_blocks(alone(values, die), store)
+    assert set(store.writes()) == set(INDICES) - {(1, 1)}
+
+
+def test_worker_out_of_memory_is_named_with_what_it_had(store, values):
+    def fill_memory(block, index):
+        if index == (0, 1):
+            hoard = []
+            while True:
+                hoard.append(np.ones(10_000_000, np.uint8))
+                time.sleep(0.01)
+        return block
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, memory_limit="600MB", dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster),
+        pytest.raises(BlockFailedError, match=r"At row 0, column 12: .* is memory of 572.20 MiB: take smaller --ch"),
+    ):
+        store_blocks(alone(values, fill_memory), store)
+    assert set(store.writes()) == set(INDICES) - {(0, 1)}
+
+
+@pytest.mark.parametrize("stands", [True, False])
+def test_scheduler_that_dies_ends_the_run(store, values, stands):
+    """A real scheduler and worker in processes of their own."""
+
+    def slowly(block, index):
+        time.sleep(0.2)
+        return block
+
+    with dask_processes() as (address, scheduler), Client(address) as client:
+        client.wait_for_workers(1, timeout=60)
+        build = alone if stands else joined
+        with pytest.raises(SchedulerLostError, match=f"The Dask scheduler at {address} was lost"):
+            store_blocks(build(values, slowly), store, lambda *pixels: scheduler.kill())
+    assert 0 < len(store.writes()) < len(INDICES)
 
 
 @pytest.mark.parametrize(
