@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +40,7 @@ from geodl_dask.zarr_store import write_zarr
 
 OUTPUTS = ("change.tif", "change.zarr")
 ANY = (".tif", ".tiff", ".zarr")
+RECORDS = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")
 
 
 def write(change: xr.DataArray, out: str | Path, **options):
@@ -188,8 +191,9 @@ def read(url: str) -> np.ndarray:
 
 def opens(bucket: Bucket, output: str) -> bool:
     """Whether a reader would take what is there for a result."""
-    records = {output} if output.endswith(".tif") else {f"{output}/zarr.json", f"{output}/change/zarr.json"}
-    return bool(records & bucket.keys)
+    if output.endswith(".tif"):
+        return output in bucket.keys
+    return any(f"{output}/{group}{record}" in bucket.keys for group in ("", "change/") for record in RECORDS)
 
 
 def says_it_is_whole(bucket: Bucket, output: str) -> bool:
@@ -281,7 +285,9 @@ def test_standing_result_is_replaced_only_if_it_was_said(output, change, values,
     with pytest.raises(OutputExistsError, match="is from another run"):
         write(change, url, resume=True)
     assert (bucket.content, computed) == (before, {})
+    bucket[f"{output}.ovr"] = b"of the old one"
     write(change, url, overwrite=True)
+    assert f"{output}.ovr" not in bucket.keys
     assert np.array_equal(read(url), values)
     write(other, url, overwrite=True)
     assert bucket.keys == set(before)
@@ -393,32 +399,27 @@ def test_overlap_is_of_whole_names(given, does):
 # On the way
 
 
-@pytest.mark.parametrize("begins_anew", [False, True])
-def test_store_opens_only_when_all_its_chunks_are_there(begins_anew, change, other, bucket, monkeypatch):
-    url, put = f"{bucket.url}/change.zarr", uploads._put
-    if begins_anew:
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("replaces", [False, True])
+def test_store_opens_only_when_all_its_chunks_are_there(zarr_format, replaces, change, other, bucket, monkeypatch):
+    url, put, seen = f"{bucket.url}/change.zarr", uploads._put, []
+    if replaces:
         write(other, url)
-    seen = []
 
     def look(store, key, file, stopped):
-        seen.append(
-            (
-                key.removeprefix("results/change.zarr"),
-                opens(bucket, "change.zarr"),
-                says_it_is_whole(bucket, "change.zarr"),
-            )
-        )
+        seen.append((Path(key), opens(bucket, "change.zarr"), says_it_is_whole(bucket, "change.zarr")))
         put(store, key, file, stopped)
 
     monkeypatch.setattr(uploads, "_put", look)
-    write(change, url, overwrite=begins_anew)
-    last = [key for key, _, _ in seen[-3:]]
-    assert last[1:] == ["/zarr.json", ".manifest.json"]
-    assert not any(is_open for key, is_open, _ in seen if "/c/" in key)
-    assert sum("/change/c/" in key for key, _, _ in seen) == 20
+    write(change, url, overwrite=replaces, zarr_format=zarr_format)
+    chunks = [key for key, is_open, _ in seen if not is_open and re.search(r"change\.zarr/change/(c/)?\d", str(key))]
+    assert len(chunks) == 20
+    records = [key for key, *_ in seen if key.name in RECORDS]
+    assert [key for key, *_ in seen][-1 - len(records) : -1] == records
+    depths = [len(key.parts) for key in records]
+    assert (depths, depths[-1]) == (sorted(depths, reverse=True), len(("results", "change.zarr", "record")))
+    assert seen[-1][0].name == "change.zarr.manifest.json"
     assert not any(is_whole for *_, is_whole in seen)
-    depths = [key.count("/") for key, *_ in seen if key.endswith("zarr.json")]
-    assert depths == sorted(depths, reverse=True)
 
 
 def test_old_store_is_none_any_more_when_the_first_of_its_chunks_goes(change, other, bucket, monkeypatch):
@@ -532,8 +533,15 @@ def test_killed_upload_is_gone_on_with(output, number, pair, models, change, val
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
-def test_run_that_was_stopped_while_it_computed_goes_on_there(output, change, values, bucket, computed):
+@pytest.mark.parametrize("replaces", [False, True])
+def test_run_that_was_stopped_while_it_computed_goes_on_there(
+    output, replaces, change, values, other, bucket, computed
+):
     url, calls = f"{bucket.url}/{output}", []
+    if replaces:
+        write(other, url)
+    old = bucket.content
+    computed.clear()
 
     def stop(done_px, all_px):
         calls.append(done_px)
@@ -541,9 +549,9 @@ def test_run_that_was_stopped_while_it_computed_goes_on_there(output, change, va
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as raised:
-        write(change, url, progress=stop)
+        write(change, url, progress=stop, overwrite=replaces)
     assert len(raised.value.__notes__) == 1
-    assert bucket.keys == set()
+    assert bucket.content == old
     before = sum(computed.values())
     assert 5 <= before < 20
     write(change, url, resume=True)
@@ -551,6 +559,25 @@ def test_run_that_was_stopped_while_it_computed_goes_on_there(output, change, va
     assert len(computed) == 20
     assert np.array_equal(read(url), values)
     assert here() == []
+
+
+def test_upload_is_gone_on_with_from_copies_of_the_rasters(
+    pair, models, values, bucket, monkeypatch, tmp_path, computed
+):
+    url = f"{bucket.url}/change.tif"
+    rasters = [shutil.copy(path, tmp_path) for path in pair]
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="broke"):
+        fail_at(patch, 1, lambda: (_ for _ in ()).throw(OSError("broke")))
+        write(detect_change(*rasters, models["pt"], chunks=24), url)
+    (tmp_path / "copies").mkdir()
+    change = detect_change(*(shutil.move(path, tmp_path / "copies") for path in rasters), models["pt"], chunks=24)
+    with pytest.raises(OutputExistsError, match="--same-pixels"):
+        write(change, url, resume=True)
+    computed.clear()
+    for _ in range(2):
+        assert write(change, url, resume=True, same_pixels=True).path == url
+    assert computed == {}
+    assert np.array_equal(read(url), values)
 
 
 def test_parts_that_outlived_their_upload_are_removed(change, bucket, monkeypatch, computed):
@@ -597,7 +624,7 @@ def test_file_of_several_pieces_appears_at_once_or_not_at_all(ends, mortal, monk
     with monkeypatch.context() as patch, pytest.raises(RunError if ends == "server" else KeyboardInterrupt):
         patch.setattr(uploads, "_pieces", die)
         remote.upload(finished, run, sides=SIDES)
-    assert len(given) == 3
+    assert len(given) >= 3
     if ends == "server":
         server.start()
     assert bucket.keys == {"change.tif.manifest.json"}
