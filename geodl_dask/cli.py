@@ -141,7 +141,7 @@ def detect_change_command(from_raster: str, to_raster: str, output: str, model: 
     """Classify what changed between the rasters FROM (earlier) and TO (later).
 
     MODEL is a model definition (.emd), a deep learning package (.dlpk), a classifier definition (.ecd) or JSON text.
-    OUT ending in .tif becomes a Cloud-Optimized GeoTIFF, in .zarr a Zarr store.
+    OUT ending in .tif becomes a Cloud-Optimized GeoTIFF, in .zarr a Zarr store; it may be s3://, gs:// or az://.
     """
     with manners(options["verbose"]):
         from .change import detect_change
@@ -160,7 +160,7 @@ def classify_command(raster: str, output: str, model: str, **options: Any) -> No
     """Classify each pixel of RASTER.
 
     MODEL is a classifier definition (.ecd), a model definition (.emd), a deep learning package (.dlpk) or JSON text.
-    OUT ending in .tif becomes a Cloud-Optimized GeoTIFF, in .zarr a Zarr store.
+    OUT ending in .tif becomes a Cloud-Optimized GeoTIFF, in .zarr a Zarr store; it may be s3://, gs:// or az://.
     """
     with manners(options["verbose"]):
         from .change import classify_raster
@@ -292,7 +292,7 @@ def _writer_of(
     from .outputs import check_output
 
     path = check_output(output, (".tif", ".tiff", ".zarr"), overwrite=overwrite, resume=resume, provenance=provenance)
-    if path.suffix.lower() == ".zarr":
+    if Path(path).suffix.lower() == ".zarr":
         from .zarr_store import write_zarr
 
         return partial(write_zarr, **(layout or {}))

@@ -89,6 +89,8 @@ def write_cog(
     statistics, overviews by the most frequent value, and class table and provenance as tags; ``OUT.tif.aux.xml``
     beside it has the class names and an attribute table, as GDAL, QGIS and ArcGIS read them. Of a Dataset with
     confidence, which must be of an integer type, that is the second band, with scale and offset.
+    path : on this disk, or a URL of object storage (`geodl_dask.uploads` says what holds there): the result then grows
+    in the current folder, and stays there until it has been uploaded.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
     options : ``overwrite``, ``resume``, ``same_pixels``, ``keep_going``, ``progress``: see `WriteOptions`.
     Raises OutputError, OutputExistsError, BlockFailedError or, where the last pass fails, RunError; what was there

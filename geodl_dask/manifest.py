@@ -73,20 +73,32 @@ class Manifest:
     def write(self, path: Path) -> None:
         """Write it at once or not at all."""
         unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        unfinished.write_bytes(self.to_json())
         unfinished.replace(path)
+
+    def to_json(self) -> bytes:
+        """What a file of it holds."""
+        return json.dumps(asdict(self), indent=1).encode()
 
     @classmethod
     def read(cls, path: Path) -> Manifest | None:
         """The manifest at ``path``; None where there is none that can be read."""
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            return cls.parse(path.read_bytes())
+        except OSError:
+            return None
+
+    @classmethod
+    def parse(cls, content: bytes) -> Manifest | None:
+        """The manifest that a file holds; None for anything else."""
+        try:
+            record = json.loads(content)
             if record["format"] != FORMAT or not isinstance(record["asked"], dict):
                 return None
             pixels = record["pixels"] and {int(value): int(count) for value, count in record["pixels"].items()}
             failed = tuple(FailedBlock(**each) for each in record.get("failed_blocks", ()))
             return cls(**{**record, "pixels": pixels, "failed_blocks": failed})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None
 
 
@@ -100,7 +112,9 @@ def asked_of(attrs: Mapping[str, Any], **place: Any) -> dict[str, Any]:
     return asked
 
 
-def require_same(found: Manifest | None, asked: Mapping[str, Any], where: Path, *, same_pixels: bool = False) -> None:
+def require_same(
+    found: Manifest | None, asked: Mapping[str, Any], where: Path | str, *, same_pixels: bool = False
+) -> None:
     """Raise OutputExistsError unless what ``where`` holds was asked for in the same words, naming the difference.
 
     same_pixels : the user's word that rasters in other files, or files of another time, have the same pixels.

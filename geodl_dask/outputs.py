@@ -3,7 +3,8 @@
 A result grows in ``OUT.partial`` beside ``OUT`` and is renamed when it is whole. So nothing half
 written ever stands under the name that was asked for, and an old result stays until the new one is
 whole. What a run that ended early has finished stays there, with a manifest that says what it was asked,
-until a run goes on with it or begins anew. One run at a time writes there: it holds a lock, which the
+until a run goes on with it or begins anew. A result for object storage grows in the current folder, and stays there
+until it has been uploaded (see `uploads`). One run at a time writes there: it holds a lock, which the
 system takes back however the run ends.
 """
 
@@ -27,25 +28,25 @@ from filelock import FileLock, Timeout
 
 from .errors import OutputError, OutputExistsError
 from .manifest import FailedBlock, Manifest, require_same
+from .uploads import ZARR_RECORDS, RemoteOutput, local_place, overlaps, url_of
 
 log = logging.getLogger(__name__)
 
 _LOCK, _OWNER, PARTS_MANIFEST = "lock", "owner", "manifest.json"
 MANIFEST_SUFFIX = ".manifest.json"
-_SIDES = (".aux.xml", ".msk", ".ovr", ".stac.json", MANIFEST_SUFFIX)
+SIDES = (".aux.xml", ".msk", ".ovr", ".stac.json", MANIFEST_SUFFIX)
 """What belongs to a result by its name: what GDAL reads with it (the first is where it keeps its own notes), and what
 we say of it; the manifest comes last."""
 _BEAT_EVERY_S, _SILENT_AFTER_S = 15, 120
 _INPUTS = ("from_raster", "to_raster", "raster", "model", "mask", "like", "snap_raster")
-_ZARR_RECORDS = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")
 
 
 @dataclass(frozen=True)
 class Written:
     """What a writer has done."""
 
-    path: Path
-    """Where the result is."""
+    path: Path | str
+    """Where the result is: a path, or a URL of object storage as text."""
     seconds: float
     """How long it took."""
     pixels: dict[int, int]
@@ -67,8 +68,8 @@ def check_output(
     overwrite: bool,
     resume: bool = False,
     provenance: Mapping[str, Any] | None = None,
-) -> Path:
-    """The output's absolute path, if a result may be written there.
+) -> Path | str:
+    """The output's absolute path, or its URL as text, if a result may be written there.
 
     resume : what stands there may be of the same run, which `growing_output` sees to.
     provenance : the result's attributes, which name its inputs.
@@ -78,9 +79,8 @@ def check_output(
     """
     if overwrite and resume:
         raise OutputError("overwrite and resume were both asked for: begin anew, or go on? Leave one out.")
-    out = Path(path).absolute()
-    if "://" in str(path):
-        raise OutputError(f"The output {path} is a URL; results are written to local disks: give a path.")
+    url = url_of(path)
+    out = Path(path).absolute() if url is None else local_place(url)
     if out.suffix.lower() not in suffixes:
         raise OutputError(
             f"The output {str(path)!r} does not end in {' or '.join(suffixes)}; the ending decides the format."
@@ -101,8 +101,8 @@ def check_output(
             raise OutputExistsError(
                 f"{standing} {what}. Choose another name, {go_on}or say --overwrite (overwrite=True)."
             )
-    named = (str(provenance[key]) for key in _INPUTS if provenance.get(key)) if provenance else ()
-    if any(_share_files(out, Path(each)) for each in named):
+    named = [str(provenance[key]) for key in _INPUTS if provenance.get(key)] if provenance else []
+    if any(_share_files(out, Path(each)) if url is None else overlaps(url, each) for each in named):
         raise OutputExistsError(
             f"The output {path} is one of the inputs, lies in one or holds one; choose another name."
         )
@@ -110,7 +110,10 @@ def check_output(
         raise OutputExistsError(
             f"{out} is a folder, and not a Zarr store that a result may replace. Choose another name, or remove it."
         )
-    return out
+    if url is None:
+        return out
+    RemoteOutput.at(url).require_allowed(overwrite=overwrite, resume=resume)
+    return url
 
 
 def partial_of(out: Path) -> Path:
@@ -324,14 +327,14 @@ def _name_sides(finished: Path, place: Path) -> None:
 
 
 def _sides_of(path: Path) -> list[Path]:
-    return [path.with_name(path.name + side) for side in _SIDES]
+    return [path.with_name(path.name + side) for side in SIDES]
 
 
 def _is_replaceable(out: Path) -> bool:
     """Whether nothing is lost with what stands there but an earlier result."""
     if not out.is_dir():
         return True
-    is_store = any((out / name).is_file() for name in _ZARR_RECORDS) or not any(out.iterdir())
+    is_store = any((out / name).is_file() for name in ZARR_RECORDS) or not any(out.iterdir())
     return out.suffix.lower() == ".zarr" and is_store
 
 

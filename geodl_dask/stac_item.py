@@ -36,7 +36,8 @@ from pystac.extensions.raster import DataType
 
 from .classes import ClassTable, list_values
 from .footprint import footprint_of
-from .outputs import Written, manifest_of
+from .manifest import Manifest
+from .outputs import manifest_of
 
 log = logging.getLogger(__name__)
 
@@ -65,23 +66,25 @@ def item_of(out: Path) -> Path:
 
 
 def write_item(
-    change: xr.DataArray | xr.Dataset, path: Path, *, written: Written, ended: datetime,
-    versions: Mapping[str, str] | None = None,
-) -> Path | None:  # fmt: skip
-    """Write the Item of a result at once or not at all; parameters as in `describe_result`.
+    change: xr.DataArray | xr.Dataset, out: Path | str, *, finished: Path, manifest: Manifest
+) -> Path | None:
+    """Write the Item of a result beside it, at once or not at all.
 
-    Returns its path; None, with a warning in the log, where it cannot be written: the result is whole without it.
+    out, manifest : as in `describe_result`. finished : the result, before it has its name.
+    Returns the Item's place; None, with a warning in the log, where it cannot be written: the result is whole without.
     """
-    place = item_of(path)
+    place = item_of(finished)
     unfinished = place.with_name(f"{place.name}.{os.getpid()}")
     try:
-        item = describe_result(change, path, written=written, ended=ended, versions=versions)
+        item = describe_result(
+            change, out, manifest=manifest, size=finished.stat().st_size if finished.is_file() else 0
+        )
         said = item.to_dict(include_self_link=False, transform_hrefs=False)
         unfinished.write_text(json.dumps(said, indent=1, allow_nan=False), encoding="utf-8")
         unfinished.replace(place)
     except Exception as error:  # a run of hours must not fail for a description of it
-        log.warning("%s is whole, but has no STAC Item: %s: %s", path, type(error).__name__, error)
-        for left in (unfinished, place):  # that of an earlier result does not fit this one
+        log.warning("%s is whole, but has no STAC Item: %s: %s", out, type(error).__name__, error)
+        for left in (unfinished, place):
             with suppress(OSError):
                 left.unlink(missing_ok=True)
         return None
@@ -89,18 +92,19 @@ def write_item(
 
 
 def describe_result(
-    change: xr.DataArray | xr.Dataset, path: Path, *, written: Written, ended: datetime,
-    versions: Mapping[str, str] | None = None,
-) -> pystac.Item:  # fmt: skip
+    change: xr.DataArray | xr.Dataset, out: Path | str, *, manifest: Manifest, size: int = 0
+) -> pystac.Item:
     """The STAC Item of a result, which is to stand beside it: local references are relative to its folder.
 
-    change : as `detect_change` gives it, or a Dataset of that and other variables on its grid. path : where the result
-    is. ended : when it was whole, with a time zone. versions : of the software, by name.
-    No reference has a query, user or password, where keys are.
+    change : as `detect_change` gives it, or a Dataset of that and other variables on its grid. out : where the result
+    is to be: a path, or a URL as text, beside which nothing local is named. manifest : of the run, which has ended.
+    size : of the file, bytes; 0 where it is none. No reference has a query, user or password, where keys are.
     """
+    path, folder = Path(out), Path(out).absolute().parent if isinstance(out, Path) else None
+    ended, versions = datetime.fromisoformat(manifest.ended), manifest.software
     variables = [change] if isinstance(change, xr.DataArray) else list(change.data_vars.values())
     classes = next((each for each in variables if "flag_values" in each.attrs), variables[0])
-    attrs, grid, folder = classes.attrs, cast("GeoBox", classes.odc.geobox), path.absolute().parent
+    attrs, grid = classes.attrs, cast("GeoBox", classes.odc.geobox)
     geometry, bounds = footprint_of(grid)
     item = pystac.Item(path.stem, geometry, bounds, ended.astimezone(UTC), properties={})
     item.common_metadata.created = ended.astimezone(UTC)
@@ -111,13 +115,11 @@ def describe_result(
         "processing:level": "L4",  # what analysis made of measurements
         "processing:lineage": _lineage(attrs),
         "processing:datetime": item.properties["created"],
-        "processing:software": dict(versions or {"geodl_dask": str(attrs.get("geodl_dask_version", "unknown"))}),
+        "processing:software": dict(versions),
     }
-    _add_data(item, path, variables, classes, written.pixels)
-    manifest = pystac.Asset(
-        f"./{manifest_of(path).name}", "Manifest of the run", None, pystac.MediaType.JSON, ["metadata"]
-    )
-    item.add_asset("manifest", manifest)
+    _add_data(item, path, variables, classes, manifest.pixels or {}, size)
+    place = f"./{manifest_of(path).name}"
+    item.add_asset("manifest", pystac.Asset(place, "Manifest of the run", None, pystac.MediaType.JSON, ["metadata"]))
     for role in ROLES:
         if href := reference(str(attrs.get(role, "")), folder):
             _derive(item, href, role.replace("_", " "))
@@ -126,10 +128,11 @@ def describe_result(
     return item
 
 
-def reference(text: str, folder: Path) -> str | None:
+def reference(text: str, folder: Path | None) -> str | None:
     """A reference to what a user named by path or URL, with nothing in it that is secret.
 
-    Of a URL it is scheme, host and path; of what lies on this machine its path from ``folder``. None for anything else.
+    Of a URL it is scheme, host and path; of what lies on this machine its path from ``folder``, if there is one. None
+    for anything else.
     """
     text = text.removeprefix("/vsicurl/")
     try:
@@ -137,7 +140,9 @@ def reference(text: str, folder: Path) -> str | None:
         if parts.scheme.lower() in REMOTE:
             host = parts.netloc.rpartition("@")[2]
             return urlunsplit((parts.scheme, host, parts.path, "", "")) if host else None
-        for name in (text, text.rpartition("#")[0]):  # after which a variable, layer or zoom was chosen
+        for name in (
+            (text, text.rpartition("#")[0]) if folder else ()
+        ):  # after which a variable, layer or zoom was chosen
             if name and os.path.exists(name):  # noqa: PTH110  # pathlib's raises where a name is too long
                 relative = Path(os.path.relpath(name, folder)).as_posix()
                 relative.encode()
@@ -192,8 +197,9 @@ def _place(item: pystac.Item, grid: GeoBox) -> None:
 
 
 def _add_data(
-    item: pystac.Item, path: Path, variables: list[xr.DataArray], classes: xr.DataArray, pixels: Mapping[int, int]
-) -> None:
+    item: pystac.Item, path: Path, variables: list[xr.DataArray], classes: xr.DataArray, pixels: Mapping[int, int],
+    size: int,
+) -> None:  # fmt: skip
     """The result itself as an asset, with its bands and what their values mean."""
     kind = ZARR_3 if path.suffix.lower() == ".zarr" else pystac.MediaType.COG
     asset = pystac.Asset(f"./{path.name}", str(classes.attrs.get("long_name", "")) or None, None, kind, ["data"])
@@ -210,8 +216,8 @@ def _add_data(
             ClassificationExtension.ext(asset).apply(meanings)
         else:
             band["classification:classes"] = [each.to_dict() for each in meanings]
-    if path.is_file():
-        FileExtension.ext(asset, add_if_missing=True).apply(size=path.stat().st_size)
+    if size:
+        FileExtension.ext(asset, add_if_missing=True).apply(size=size)
 
 
 def _band(variable: xr.DataArray) -> dict[str, Any]:

@@ -76,13 +76,15 @@ def DetectChangeUsingDeepLearning(  # noqa: N802
     out_classified_raster: str | os.PathLike[str],
     in_model_definition: str | os.PathLike[str],
     arguments: str | Mapping[str, object] | Iterable[tuple[str, object]] | None = None,
-) -> Path:
+) -> Path | str:
     """Classify what changed between two rasters, and write it.
 
-    from_raster, to_raster : the earlier and the later image. out_classified_raster : ``.tif`` or ``.zarr``.
+    from_raster, to_raster : the earlier and the later image. out_classified_raster : ``.tif`` or ``.zarr``, a path or
+    a URL of object storage.
     in_model_definition : ``.emd``, ``.dlpk`` or JSON text. arguments : ``"padding 0;batch_size 4"``, a value table
     (list of pairs) or a dict.
-    Returns the absolute path of the result. Raises the errors of `geodl_dask.detect_change` and of its writers.
+    Returns the absolute path of the result, or its URL. Raises the errors of `geodl_dask.detect_change` and of its
+    writers.
     """
     from .change import detect_change
     from .cluster import connect
@@ -101,7 +103,7 @@ def DetectChangeUsingDeepLearning(  # noqa: N802
         trust_code=env.trustCode, processor=processor,
         mask=None if env.mask is None else _placed(env.mask), **_grid_options(),
     )  # fmt: skip
-    write = write_zarr if out.suffix.lower() == ".zarr" else write_cog
+    write = write_zarr if Path(out).suffix.lower() == ".zarr" else write_cog
     with connect("local", workers=workers, gpus=gpus):
         return write(change, out, overwrite=env.overwriteOutput).path
 

@@ -26,6 +26,7 @@ from .errors import OutputError, OutputExistsError, RunError
 from .manifest import FailedBlock, Manifest, asked_of, is_same, require_same
 from .outputs import (
     PARTS_MANIFEST,
+    SIDES,
     Growth,
     Written,
     check_output,
@@ -37,6 +38,7 @@ from .outputs import (
     publish,
 )
 from .stac_item import write_item
+from .uploads import RemoteOutput, local_place
 
 _LIBRARIES = ("geodl_dask", "dask", "distributed", "numpy", "rasterio", "torch", "xarray", "zarr")
 
@@ -92,10 +94,14 @@ def write_result(
         asked, str(change.attrs.get("model", "")), str(change.attrs.get("model_name", "")), replaces=overwrite,
         begun=_now(), software=_software(),
     )  # fmt: skip
-    if resume and os.path.lexists(out) and not _goes_on(out, asked, same_pixels=same_pixels):
-        return _already_written(out, asked, same_pixels=same_pixels)
-    with growing_output(out, started, resume=resume, same_pixels=same_pixels) as growth:
-        finished = finished_in(growth.folder, out)
+    whole = _whole(out, asked, same_pixels=same_pixels) if resume else None
+    if whole is not None:
+        return whole
+    here = out if isinstance(out, Path) else local_place(out)
+    with growing_output(here, started, resume=resume, same_pixels=same_pixels) as growth:
+        if isinstance(out, str):
+            RemoteOutput.at(out).require_writable()
+        finished = finished_in(growth.folder, here)
         if finished is None:
             store = begin(growth.folder)
             growth.has_finished = lambda: any(store.is_done(index) for index in np.ndindex(*blocks.numblocks))
@@ -103,16 +109,24 @@ def write_result(
             tally = store_blocks(blocks, store, progress, lattice_of(change, blocks), keep_going=keep_going)
             _count_failed(tally, change, blocks)
             finished = finish(growth.folder, tally)
-            _ended(started, growth, tally, blocks).write(manifest_of(finished))
+            manifest = _ended(started, growth, tally, blocks)
+            write_item(change, out, finished=finished, manifest=manifest)
+            manifest.write(manifest_of(finished))
         manifest = cast("Manifest", Manifest.read(manifest_of(finished)))
         growth.has_finished = lambda: True
-        place = publish(finished, out, overwrite=growth.replaces)
+        place = _publish(finished, out, growth, begun=started.begun)
     if place != out:
         raise RunError(f"{out} has come there since the run began, and stays as it is. The result is {place}.")
-    written = _written(out, manifest)
-    ended = datetime.fromisoformat(manifest.ended)
-    write_item(change, out, written=written, ended=ended, versions=manifest.software)
-    return written
+    return _written(out, manifest)
+
+
+def _publish(finished: Path, out: Path | str, growth: Growth, *, begun: str) -> Path | str:
+    """Give a result its name, here or in object storage. Returns its place."""
+    if isinstance(out, Path):
+        return publish(finished, out, overwrite=growth.replaces)
+    asked = cast("Manifest", Manifest.read(growth.folder / PARTS_MANIFEST))
+    RemoteOutput.at(out, is_patient=True).upload(finished, replace(asked, begun=begun), sides=SIDES)
+    return out
 
 
 def _now() -> str:
@@ -153,7 +167,7 @@ def _failed(tally: Tally, blocks: da.Array) -> Iterator[FailedBlock]:
         yield FailedBlock(sum(heights[:row]), sum(widths[:col]), heights[row], widths[col], cause)
 
 
-def _written(out: Path, manifest: Manifest) -> Written:
+def _written(out: Path | str, manifest: Manifest) -> Written:
     return Written(
         out, manifest.seconds, manifest.pixels or {}, manifest.tiles, manifest.empty_tiles, manifest.computed_blocks,
         manifest.failed_blocks,
@@ -178,6 +192,33 @@ def grid_of(change: xr.DataArray) -> GeoBox:
     return grid
 
 
+def _whole(out: Path | str, asked: dict[str, Any], *, same_pixels: bool) -> Written | None:
+    """The result that a run of the same words has written there; None where there is something to do."""
+    if isinstance(out, Path):
+        if not os.path.lexists(out) or _goes_on(out, asked, same_pixels=same_pixels):
+            return None
+        return _already_written(out, Manifest.read(manifest_of(out)), asked, same_pixels=same_pixels)
+    remote, here = RemoteOutput.at(out), local_place(out)
+    if not remote.stands():
+        return None
+    standing, left = remote.manifest(), Manifest.read(partial_of(here) / PARTS_MANIFEST)
+    is_left = left is not None and is_same(left, asked, same_pixels=same_pixels)
+    if left is not None and is_left and _is_to_upload(left, standing, asked, same_pixels=same_pixels):
+        return None
+    written = _already_written(out, standing, asked, same_pixels=same_pixels)
+    if left is not None and is_left:
+        with growing_output(here, left, resume=True):
+            pass  # of a run that was stopped when it had uploaded all: its parts are removed
+    return written
+
+
+def _is_to_upload(left: Manifest, standing: Manifest | None, asked: dict[str, Any], *, same_pixels: bool) -> bool:
+    """Whether what stands in object storage is to give way to what a run of the same words has left here."""
+    if standing is not None and is_same(standing, asked, same_pixels=same_pixels):
+        return not standing.is_complete
+    return left.replaces
+
+
 def _goes_on(out: Path, asked: dict[str, Any], *, same_pixels: bool) -> bool:
     """Whether what stands there is to be replaced, or to get its manifest yet, by a run of the same words."""
     partial = partial_of(out)
@@ -188,8 +229,9 @@ def _goes_on(out: Path, asked: dict[str, Any], *, same_pixels: bool) -> bool:
     return finished_in(partial, out) is not None or (left.replaces and not is_whole)
 
 
-def _already_written(out: Path, asked: dict[str, Any], *, same_pixels: bool) -> Written:
-    manifest = Manifest.read(manifest_of(out))
+def _already_written(
+    out: Path | str, manifest: Manifest | None, asked: dict[str, Any], *, same_pixels: bool
+) -> Written:
     require_same(manifest, asked, out, same_pixels=same_pixels)
     if manifest is None or manifest.pixels is None:
         raise OutputExistsError(f"{out} exists. Choose another name, or say --overwrite (overwrite=True).")

@@ -126,6 +126,8 @@ def write_zarr(
     change : (y, x) integers as `detect_change` gives it. The store holds it under its name, with class table, nodata
     and provenance as attributes, coordinates, and the CRS in ``spatial_ref`` (CF), for GDAL, and by GeoZarr's
     conventions. Of a Dataset with confidence that is a second array, which xarray decodes by its scale and offset.
+    path : on this disk, or a URL of object storage (`geodl_dask.uploads` says what holds there): the result then grows
+    in the current folder, and stays there until it has been uploaded.
     zarr_format : 2 for readers that do not know 3 yet, such as GDAL before 3.12.
     pyramid : also levels of half the size, a quarter and so on down to 512 pixels, of the most frequent class.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from test_zarr_store import TABLE, change_raster
 
 from geodl_dask.classes import ClassTable, ModelClass
-from geodl_dask.outputs import Written
+from geodl_dask.manifest import Manifest
 from geodl_dask.rasters import open_raster
 from geodl_dask.stac_item import describe_result, item_of, reference, write_item
 
@@ -49,17 +49,19 @@ def result(folder: Path, **attrs) -> xr.DataArray:
     )  # fmt: skip
 
 
-def written(path: Path, pixels=PIXELS) -> Written:
-    return Written(path, 12.5, pixels, 8, 1)
+def record(pixels=PIXELS) -> Manifest:
+    """Of a run that has ended."""
+    return Manifest({}, "", ended=ENDED.isoformat(), pixels=pixels, software={"geodl_dask": "1.2.3"})
 
 
 def described(change, path: Path, pixels=PIXELS) -> dict:
-    item = describe_result(change, path, written=written(path, pixels), ended=ENDED)
+    size = path.stat().st_size if path.is_file() else 0
+    item = describe_result(change, path, manifest=record(pixels), size=size)
     return json.loads(json.dumps(item.to_dict(include_self_link=False, transform_hrefs=False), allow_nan=False))
 
 
 def read_back(change, path: Path, pixels=PIXELS) -> pystac.Item:
-    return pystac.Item.from_file(str(write_item(change, path, written=written(path, pixels), ended=ENDED)))
+    return pystac.Item.from_file(str(write_item(change, path, finished=path, manifest=record(pixels))))
 
 
 def require_valid(item: dict) -> None:
@@ -264,10 +266,20 @@ def test_what_is_no_place_is_no_reference(tmp_path, text):
 def test_name_that_is_no_utf_8_does_not_stand_in_the_way(tmp_path):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/m\xff.dlpk")
     Path(name).touch()
-    path = write_item(result(tmp_path, model=name), tmp_path / "c.tif", written=written(tmp_path), ended=ENDED)
+    out = tmp_path / "c.tif"
+    path = write_item(result(tmp_path, model=name), out, finished=out, manifest=record())
     item = json.loads(path.read_text(encoding="utf-8"))
     assert "m?.dlpk" in item["properties"]["processing:lineage"]
     assert "model" not in item["assets"]
+
+
+def test_result_in_object_storage_names_what_lies_there_and_nothing_of_this_machine(tmp_path):
+    change = result(tmp_path, to_raster="https://user:secret@host/b.tif?key=secret")
+    item = describe_result(change, "s3://bucket/results/change.tif", manifest=record(), size=77).to_dict()
+    assert item["assets"]["data"]["href"] == "./change.tif"
+    assert item["assets"]["data"]["file:size"] == 77
+    assert [link["href"] for link in item["links"] if link["rel"] == "derived_from"] == ["https://host/b.tif"]
+    assert str(tmp_path) not in json.dumps(item)
 
 
 def test_result_stays_whole_where_it_cannot_be_described(tmp_path, caplog):
@@ -275,7 +287,7 @@ def test_result_stays_whole_where_it_cannot_be_described(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         path = tmp_path / "change.tif"
         nowhere = result(tmp_path).drop_vars(["y", "x", "spatial_ref"])
-        assert write_item(nowhere, path, written=written(path), ended=ENDED) is None
+        assert write_item(nowhere, path, finished=path, manifest=record()) is None
     assert "change.tif is whole, but has no STAC Item" in caplog.text
     assert not item_of(path).exists()
     assert not [each for each in tmp_path.iterdir() if ".stac.json" in each.name]
@@ -285,7 +297,7 @@ def test_item_of_a_result_is_itself_a_raster(tmp_path):
     change = result(tmp_path)
     path = tmp_path / "change.tif"
     change.compute(scheduler="synchronous").rio.write_crs("EPSG:32633").rio.to_raster(path)
-    raster = open_raster(write_item(change, path, written=written(path), ended=datetime.now(UTC)))
+    raster = open_raster(write_item(change, path, finished=path, manifest=record()))
     assert raster.grid == change.odc.geobox
     assert raster.kind == "STAC Item, asset data"
     assert rioxarray.open_rasterio(path).shape == (1, 20, 50)
