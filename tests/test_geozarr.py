@@ -1,4 +1,4 @@
-"""Where a raster lies, in the words of GeoZarr's conventions: what the library for them finds valid, and rioxarray reads."""
+"""Where a raster lies, in the words of GeoZarr's conventions: valid by their library, and what rioxarray reads."""
 
 from __future__ import annotations
 
