@@ -48,7 +48,7 @@ def _crs(grid: GeoBox) -> dict[str, Any]:
     """The code, where it says all of the CRS, else WKT."""
     crs = CRS.from_user_input(grid.crs)
     authority = crs.to_authority(min_confidence=100)
-    if authority and CRS.from_authority(*authority) == crs:
+    if authority:
         return dict(zarr_cm.proj.create(code=":".join(authority)))
     return dict(zarr_cm.proj.create(wkt2=crs.to_wkt("WKT2_2019")))
 

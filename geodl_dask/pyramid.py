@@ -70,9 +70,12 @@ def most_frequent_of_four(values: np.ndarray) -> np.ndarray:
         return found[most_frequent_of_four(places.astype(np.uint32))]
     # The library adds 1 to all values, and takes 0 for none: 255 of eight bits was never found.
     pattern, wider = f"u{values.dtype.itemsize}", _WIDER[values.dtype.itemsize]
-    even = np.pad(values.view(pattern), [(0, length % 2) for length in values.shape], mode="edge")
-    strips = [even[start : start + _STRIP_PX].astype(wider) for start in range(0, len(even), _STRIP_PX)]
-    return np.concatenate([mode(strip, (2, 2)).astype(pattern) for strip in strips]).view(values.dtype)
+    halves = []
+    for start in range(0, len(values), _STRIP_PX):
+        strip = values[start : start + _STRIP_PX].view(pattern).astype(wider)
+        even = np.pad(strip, [(0, length % 2) for length in strip.shape], mode="edge")
+        halves.append(mode(even, (2, 2)).astype(pattern))
+    return np.concatenate(halves).view(values.dtype)
 
 
 def windowed_mode() -> Callable[..., Any]:
