@@ -22,8 +22,8 @@ from .blocks import BlockStore, Tally, lattice_of, regular_blocks
 from .classes import TABLE_ATTRS, list_values
 from .confidence import layers_of
 from .dispatch import Progress, store_blocks
-from .errors import OutputError, OutputExistsError, RunError
-from .manifest import FailedBlock, Manifest, asked_of, is_same, require_same
+from .errors import OutputError, RunError
+from .manifest import FailedBlock, Manifest, asked_of
 from .outputs import (
     PARTS_MANIFEST,
     SIDES,
@@ -34,10 +34,10 @@ from .outputs import (
     finished_in,
     growing_output,
     manifest_of,
-    partial_of,
     publish,
 )
 from .stac_item import write_item
+from .standing import whole_result, written_by
 from .uploads import RemoteOutput, local_place
 
 _LIBRARIES = ("geodl_dask", "dask", "distributed", "numpy", "rasterio", "torch", "xarray", "zarr")
@@ -79,22 +79,13 @@ def write_result(
     Raises OutputError, OutputExistsError, BlockFailedError, SchedulerLostError, and what ``finish`` does. After an
     error, and when it is stopped, finished blocks stay beside the output for a run that resumes.
     """
-    blocks, (change, confidence) = regular_blocks(change), layers_of(change)
-    out = check_output(path, suffixes, overwrite=overwrite, resume=resume, provenance=change.attrs)
-    grid = grid_of(change)
-    if keep_going and "_FillValue" not in change.attrs:
+    blocks, (classes, confidence) = regular_blocks(change), layers_of(change)
+    out = check_output(path, suffixes, overwrite=overwrite, resume=resume, provenance=classes.attrs)
+    if keep_going and "_FillValue" not in classes.attrs:
         raise OutputError("The raster has no _FillValue, which blocks that fail would be filled with.")
-    crs = cast("CRS", grid.crs)
-    asked = asked_of(
-        change.attrs, name=change.name, dtype=str(change.dtype), blocks=[lengths[0] for lengths in blocks.chunks],
-        shape=list(blocks.shape), transform=list(grid.transform)[:6], crs=crs.proj.name, wkt=crs.to_wkt(),
-        **(layout or {}), **({} if confidence is None else {"confidence": str(confidence.dtype)}),
-    )  # fmt: skip
-    started = Manifest(
-        asked, str(change.attrs.get("model", "")), str(change.attrs.get("model_name", "")), replaces=overwrite,
-        begun=_now(), software=_software(),
-    )  # fmt: skip
-    whole = _whole(out, asked, same_pixels=same_pixels) if resume else None
+    more = dict(layout or {}) | ({} if confidence is None else {"confidence": str(confidence.dtype)})
+    started = replace(_start(classes, blocks, more), replaces=overwrite)
+    whole = whole_result(out, started.asked, same_pixels=same_pixels) if resume else None
     if whole is not None:
         return whole
     here = out if isinstance(out, Path) else local_place(out)
@@ -106,18 +97,33 @@ def write_result(
             store = begin(growth.folder)
             growth.has_finished = lambda: any(store.is_done(index) for index in np.ndindex(*blocks.numblocks))
             check_space(growth.folder, _missing_bytes(blocks, store))
-            tally = store_blocks(blocks, store, progress, lattice_of(change, blocks), keep_going=keep_going)
-            _count_failed(tally, change, blocks)
+            tally = store_blocks(blocks, store, progress, lattice_of(classes, blocks), keep_going=keep_going)
+            _count_failed(tally, classes, blocks)
             finished = finish(growth.folder, tally)
-            manifest = _ended(started, growth, tally, blocks)
-            write_item(change, out, finished=finished, manifest=manifest)
-            manifest.write(manifest_of(finished))
+            ended = _end(started, growth, tally, blocks)
+            write_item(change, out, finished=finished, manifest=ended)
+            ended.write(manifest_of(finished))
         manifest = cast("Manifest", Manifest.read(manifest_of(finished)))
         growth.has_finished = lambda: True
         place = _publish(finished, out, growth, begun=started.begun)
     if place != out:
         raise RunError(f"{out} has come there since the run began, and stays as it is. The result is {place}.")
-    return _written(out, manifest)
+    return written_by(out, manifest)
+
+
+def _start(classes: xr.DataArray, blocks: da.Array, more: dict[str, Any]) -> Manifest:
+    """The record of a run that begins. more : what else it is asked."""
+    grid, attrs = grid_of(classes), classes.attrs
+    crs = cast("CRS", grid.crs)
+    asked = asked_of(
+        attrs, name=classes.name, dtype=str(classes.dtype), blocks=[lengths[0] for lengths in blocks.chunks],
+        shape=list(blocks.shape), transform=list(grid.transform)[:6], crs=crs.proj.name, wkt=crs.to_wkt(), **more,
+    )  # fmt: skip
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    software = {"python": platform.python_version(), "gdal": rasterio.__gdal_version__, **versions}
+    return Manifest(
+        asked, str(attrs.get("model", "")), str(attrs.get("model_name", "")), begun=_now(), software=software
+    )
 
 
 def _publish(finished: Path, out: Path | str, growth: Growth, *, begun: str) -> Path | str:
@@ -133,18 +139,14 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _software() -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    return {"python": platform.python_version(), "gdal": rasterio.__gdal_version__, **versions}
-
-
 def _missing_bytes(blocks: da.Array, store: BlockStore) -> int:
     """Size of what is to be computed, as it is in memory."""
     missing = sum(not store.is_done(index) for index in np.ndindex(*blocks.numblocks))
     return blocks.nbytes * missing // blocks.npartitions
 
 
-def _ended(started: Manifest, growth: Growth, tally: Tally, blocks: da.Array) -> Manifest:
+def _end(started: Manifest, growth: Growth, tally: Tally, blocks: da.Array) -> Manifest:
+    """The record of a run whose result is finished."""
     ended = _now()
     seconds = datetime.fromisoformat(ended) - datetime.fromisoformat(started.begun)
     return replace(
@@ -167,13 +169,6 @@ def _failed(tally: Tally, blocks: da.Array) -> Iterator[FailedBlock]:
         yield FailedBlock(sum(heights[:row]), sum(widths[:col]), heights[row], widths[col], cause)
 
 
-def _written(out: Path | str, manifest: Manifest) -> Written:
-    return Written(
-        out, manifest.seconds, manifest.pixels or {}, manifest.tiles, manifest.empty_tiles, manifest.computed_blocks,
-        manifest.failed_blocks,
-    )  # fmt: skip
-
-
 def found_attrs(attrs: Mapping[str, Any], tally: Tally, blocks: da.Array) -> dict[str, Any]:
     """Attributes that a finished raster gets: a class table with all that was found, and where blocks failed."""
     listed = list_values(attrs, tally.pixels)
@@ -190,49 +185,3 @@ def grid_of(change: xr.DataArray) -> GeoBox:
             "The change raster has no CRS or no evenly spaced y, x coordinates; it cannot be placed on a map."
         )
     return grid
-
-
-def _whole(out: Path | str, asked: dict[str, Any], *, same_pixels: bool) -> Written | None:
-    """The result that a run of the same words has written there; None where there is something to do."""
-    if isinstance(out, Path):
-        if not os.path.lexists(out) or _goes_on(out, asked, same_pixels=same_pixels):
-            return None
-        return _already_written(out, Manifest.read(manifest_of(out)), asked, same_pixels=same_pixels)
-    remote, here = RemoteOutput.at(out), local_place(out)
-    if not remote.stands():
-        return None
-    standing, left = remote.manifest(), Manifest.read(partial_of(here) / PARTS_MANIFEST)
-    is_left = left is not None and is_same(left, asked, same_pixels=same_pixels)
-    if left is not None and is_left and _is_to_upload(left, standing, asked, same_pixels=same_pixels):
-        return None
-    written = _already_written(out, standing, asked, same_pixels=same_pixels)
-    if left is not None and is_left:
-        with growing_output(here, left, resume=True):
-            pass  # of a run that was stopped when it had uploaded all: its parts are removed
-    return written
-
-
-def _is_to_upload(left: Manifest, standing: Manifest | None, asked: dict[str, Any], *, same_pixels: bool) -> bool:
-    """Whether what stands in object storage is to give way to what a run of the same words has left here."""
-    if standing is not None and is_same(standing, asked, same_pixels=same_pixels):
-        return not standing.is_complete
-    return left.replaces
-
-
-def _goes_on(out: Path, asked: dict[str, Any], *, same_pixels: bool) -> bool:
-    """Whether what stands there is to be replaced, or to get its manifest yet, by a run of the same words."""
-    partial = partial_of(out)
-    left, standing = Manifest.read(partial / PARTS_MANIFEST), Manifest.read(manifest_of(out))
-    if left is None or not is_same(left, asked, same_pixels=same_pixels):
-        return False
-    is_whole = standing is not None and standing.is_complete and is_same(standing, asked, same_pixels=same_pixels)
-    return finished_in(partial, out) is not None or (left.replaces and not is_whole)
-
-
-def _already_written(
-    out: Path | str, manifest: Manifest | None, asked: dict[str, Any], *, same_pixels: bool
-) -> Written:
-    require_same(manifest, asked, out, same_pixels=same_pixels)
-    if manifest is None or manifest.pixels is None:
-        raise OutputExistsError(f"{out} exists. Choose another name, or say --overwrite (overwrite=True).")
-    return replace(_written(out, manifest), computed_blocks=0)
