@@ -22,14 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import psutil
 import rasterio
-from distributed import Client
 
 import geodl_dask as gd
 from geodl_dask.demo import prepare_demo
@@ -124,15 +122,12 @@ def end(process: psutil.Process | subprocess.Popen) -> None:
 
 def kill_workers(trial: Trial, words: list[str], count: Count, kills: int, chance: random.Random) -> int:
     """One run in which one worker after the other dies. Returns how many did."""
-    with dask_processes(workers=2) as (address, _), Client(address, set_as_default=False) as watch:
-        watch.wait_for_workers(2, timeout=120)
+    with dask_processes(workers=2) as (address, _):
         client, done = start_client([*words, address]), 0
-        while done < kills and trial.wait_for(chance.randint(done * 20 + 1, done * 20 + 30), client):
-            workers = [worker["pid"] for worker in _identities(watch)]
+        while done < kills and trial.wait_for(len(trial.kept()) + chance.randint(1, 20), client):
             trial.about_to_kill()
-            os.kill(chance.choice(workers), signal.SIGKILL)
+            end(chance.choice(worker_processes()))
             done += 1
-            watch.wait_for_workers(2, timeout=120)
         _, told = client.communicate(timeout=600)
         if client.returncode:
             raise SystemExit(f"A run that lost {done} workers failed: {told}")
@@ -140,11 +135,10 @@ def kill_workers(trial: Trial, words: list[str], count: Count, kills: int, chanc
     return done
 
 
-def _identities(watch: Client) -> Iterator[dict]:
-    for address in watch.scheduler_info(n_workers=-1)["workers"]:
-        pid = watch.run(os.getpid, workers=[address]).get(address)
-        if pid:
-            yield {"pid": pid}
+def worker_processes() -> list[psutil.Process]:
+    """Those that compute, below the nannies."""
+    started = psutil.Process().children(recursive=True)
+    return [each for each in started if "spawn_main" in " ".join(each.cmdline())]
 
 
 def kill_scheduler_or_client(
