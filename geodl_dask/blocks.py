@@ -81,6 +81,40 @@ class BlockStore(Protocol):
         ...
 
 
+class BlockReader(Protocol):
+    """A result whose blocks can be read again. Picklable."""
+
+    def read_block(self, index: Index) -> np.ndarray:
+        """Block ``index``: (y, x) class values. Runs on workers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Continued:
+    """Block store that takes over, from a result in which some blocks failed, those that did not."""
+
+    store: BlockStore
+    """Where the blocks go."""
+    result: BlockReader
+    """Where they are."""
+    failed: frozenset[Index]
+    """Those that are not there."""
+
+    def is_done(self, index: Index) -> bool:
+        """Whether the block is there or here."""
+        return index not in self.failed or self.store.is_done(index)
+
+    def read_block(self, index: Index) -> np.ndarray:
+        """The block, which is here afterwards. Runs on workers."""
+        if not self.store.is_done(index):
+            self.store.write_block(index, self.result.read_block(index))
+        return self.store.read_block(index)
+
+    def write_block(self, index: Index, values: np.ndarray) -> None:
+        """Keep a block that was computed. Runs on workers."""
+        self.store.write_block(index, values)
+
+
 def regular_blocks(change: xr.DataArray | xr.Dataset) -> da.Array:
     """The data of a DataArray (y, x) of integers, lazy or computed, in blocks of one size but for the last ones.
 

@@ -21,6 +21,7 @@ from odc.geo.geobox import GeoBox
 from rasterio._err import CPLE_BaseError
 from rasterio.dtypes import dtype_rev
 from rasterio.enums import Resampling
+from rasterio.windows import Window
 
 from .blocks import Index, Tally, regular_blocks
 from .confidence import CONFIDENCE, join_layers, layers_of
@@ -78,6 +79,29 @@ class GeoTiffParts:
         unfinished.replace(part)
 
 
+@dataclass(frozen=True)
+class CogBlocks:
+    """The blocks of a result that is whole."""
+
+    path: str
+    """Where it is."""
+    block_yx: tuple[int, int]
+    """Height and width of a block, pixels."""
+    dtype: np.dtype[Any]
+    """Of a block; of two bands one of two fields."""
+
+    def read_block(self, index: Index) -> np.ndarray:
+        """One block: (y, x). Runs on workers."""
+        (row, col), (height, width) = index, self.block_yx
+        with rasterio.open(self.path) as dataset:
+            inside = Window(0, 0, dataset.width, dataset.height)
+            bands = dataset.read(window=Window(col * width, row * height, width, height).intersection(inside))
+        if self.dtype.names is None:
+            return np.asarray(bands[0].astype(self.dtype))
+        classes, confidence = (band.astype(self.dtype[number]) for number, band in enumerate(bands))
+        return join_layers(classes, confidence)
+
+
 def write_cog(
     change: xr.DataArray | xr.Dataset,
     path: str | os.PathLike[str],
@@ -121,7 +145,10 @@ def write_cog(
             side_file_of(finished).write_text(beside, encoding="utf-8")
         return finished
 
-    return write_result(change, path, (".tif", ".tiff"), begin, finish, **options)
+    def reopen(result: Path) -> CogBlocks:
+        return CogBlocks(str(result), (blocks.chunks[0][0], blocks.chunks[1][0]), blocks.dtype)
+
+    return write_result(change, path, (".tif", ".tiff"), begin, finish, reopen, **options)
 
 
 def _translate(mosaic: Path, finished: Path) -> None:

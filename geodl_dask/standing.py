@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import OutputExistsError
-from .manifest import Manifest, is_same, require_same
+from .manifest import FailedBlock, Manifest, is_same, require_same
 from .outputs import PARTS_MANIFEST, Written, finished_in, growing_output, manifest_of, partial_of
 from .uploads import RemoteOutput, local_place
 
@@ -26,6 +26,8 @@ def whole_result(out: Path | str, asked: dict[str, Any], *, same_pixels: bool) -
     if isinstance(out, Path):
         if not os.path.lexists(out) or _goes_on(out, asked, same_pixels=same_pixels):
             return None
+        if failed_in(out, asked, same_pixels=same_pixels):
+            return None
         return _already_written(out, Manifest.read(manifest_of(out)), asked, same_pixels=same_pixels)
     remote, here = RemoteOutput.at(out), local_place(out)
     if not remote.stands():
@@ -39,6 +41,14 @@ def whole_result(out: Path | str, asked: dict[str, Any], *, same_pixels: bool) -
         with growing_output(here, left, resume=True):
             pass  # of a run that was stopped when it had uploaded all: its parts are removed
     return written
+
+
+def failed_in(out: Path | str, asked: dict[str, Any], *, same_pixels: bool) -> tuple[FailedBlock, ...]:
+    """Blocks that are missing in the result that a run of the same words has written on this disk."""
+    standing = Manifest.read(manifest_of(out)) if isinstance(out, Path) and os.path.lexists(out) else None
+    if standing is None or not is_same(standing, asked, same_pixels=same_pixels):
+        return ()
+    return standing.failed_blocks
 
 
 def _is_to_upload(left: Manifest, standing: Manifest | None, asked: dict[str, Any], *, same_pixels: bool) -> bool:

@@ -160,7 +160,7 @@ def print_summary(change: xr.DataArray | xr.Dataset, written: Written, seconds: 
     if written.failed_blocks:
         out.print(f"{len(written.failed_blocks):,} blocks failed; {written.path}.manifest.json lists them.")
     if not written.computed_blocks:
-        out.print("Nothing was computed: it was whole.")
+        out.print("Nothing had to be computed.")
     out.print(f"{written.path}: {width:,} x {height:,} pixels in {seconds:.1f} s")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ import xarray as xr
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
-from .blocks import BlockStore, Tally, lattice_of, regular_blocks
+from .blocks import BlockReader, BlockStore, Continued, Index, Tally, lattice_of, regular_blocks
 from .classes import TABLE_ATTRS, list_values
 from .confidence import layers_of
 from .dispatch import Progress, store_blocks
@@ -37,7 +37,7 @@ from .outputs import (
     publish,
 )
 from .stac_item import write_item
-from .standing import whole_result, written_by
+from .standing import failed_in, whole_result, written_by
 from .uploads import RemoteOutput, local_place
 
 _LIBRARIES = ("geodl_dask", "dask", "distributed", "numpy", "rasterio", "torch", "xarray", "zarr")
@@ -64,6 +64,7 @@ def write_result(
     suffixes: tuple[str, ...],
     begin: Callable[[Path], BlockStore],
     finish: Callable[[Path, Tally], Path],
+    reopen: Callable[[Path], BlockReader],
     *,
     layout: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -75,7 +76,8 @@ def write_result(
     """Compute a raster block by block into a store, make the result of it, and give that its name.
 
     begin : the store in a folder of parts, new or as an earlier run has left it. finish : makes the result of the
-    finished store, and returns where in that folder it is. layout : what else was asked of the result's form.
+    finished store, and returns where in that folder it is. reopen : a result, of which blocks failed, to take over the
+    others. layout : what else was asked of the result's form.
     Raises OutputError, OutputExistsError, BlockFailedError, SchedulerLostError, and what ``finish`` does. After an
     error, and when it is stopped, finished blocks stay beside the output for a run that resumes.
     """
@@ -89,6 +91,9 @@ def write_result(
     if whole is not None:
         return whole
     here = out if isinstance(out, Path) else local_place(out)
+    failed = failed_in(out, started.asked, same_pixels=same_pixels) if resume else frozenset()
+    if failed:
+        started = replace(started, replaces=True)
     with growing_output(here, started, resume=resume, same_pixels=same_pixels) as growth:
         if isinstance(out, str):
             RemoteOutput.at(out).require_writable()
@@ -97,7 +102,8 @@ def write_result(
             store = begin(growth.folder)
             growth.has_finished = lambda: any(store.is_done(index) for index in np.ndindex(*blocks.numblocks))
             check_space(growth.folder, _missing_bytes(blocks, store))
-            tally = store_blocks(blocks, store, progress, lattice_of(classes, blocks), keep_going=keep_going)
+            continued = Continued(store, reopen(here), _indices(failed, blocks)) if failed else store
+            tally = store_blocks(blocks, continued, progress, lattice_of(classes, blocks), keep_going=keep_going)
             _count_failed(tally, classes, blocks)
             finished = finish(growth.folder, tally)
             ended = _end(started, growth, tally, blocks)
@@ -143,6 +149,11 @@ def _missing_bytes(blocks: da.Array, store: BlockStore) -> int:
     """Size of what is to be computed, as it is in memory."""
     missing = sum(not store.is_done(index) for index in np.ndindex(*blocks.numblocks))
     return blocks.nbytes * missing // blocks.npartitions
+
+
+def _indices(failed: Iterable[FailedBlock], blocks: da.Array) -> frozenset[Index]:
+    height, width = (lengths[0] for lengths in blocks.chunks)
+    return frozenset((block.row_off // height, block.col_off // width) for block in failed)
 
 
 def _end(started: Manifest, growth: Growth, tally: Tally, blocks: da.Array) -> Manifest:

@@ -158,9 +158,11 @@ def write_zarr(
     def begin(folder: Path) -> ZarrBlocks | ZarrPairs:
         return _block_store(layers, folder / "store.zarr", folder / "new.zarr", zarr_format)
 
-    return write_result(
-        change, path, (".zarr",), begin, finish, layout={"zarr_format": zarr_format, "pyramid": pyramid}, **options
-    )  # fmt: skip
+    def reopen(result: Path) -> ZarrBlocks | ZarrPairs:
+        return _block_store(layers, result, result, zarr_format)
+
+    layout = {"zarr_format": zarr_format, "pyramid": pyramid}
+    return write_result(change, path, (".zarr",), begin, finish, reopen, layout=layout, **options)
 
 
 def _check_layout(zarr_format: int, *, pyramid: bool) -> None:

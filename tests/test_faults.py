@@ -23,6 +23,7 @@ from test_resume import (  # noqa: F401
     place,
     read,
     result_of,
+    stop_after,
     write,
 )
 
@@ -103,6 +104,35 @@ def test_on_request_failed_blocks_become_nodata_and_are_listed(output, corrupt, 
     assert manifest.pixels == dict(zip(values, counts, strict=True))
     windows = [[block.row_off, block.col_off, block.height, block.width] for block in manifest.failed_blocks]
     assert _attributes(out)["failed_blocks"] == windows
+    assert not partial_of(out).exists()
+
+
+@pytest.mark.parametrize("confidence", [None, "uint8"])
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_blocks_that_failed_are_computed_alone_once_their_input_is_mended(
+    output, confidence, corrupt, models, tmp_path, computed  # noqa: F811
+):  # fmt: skip
+    out, broken = tmp_path / output, touched_by(32, 64, 32, padding=4)
+
+    def change():
+        return by_files(corrupt, models, confidence=confidence)
+
+    write(change(), out, keep_going=True)
+    computed.clear()
+    again = write(change(), out, keep_going=True, resume=True)  # not mended yet: as it was
+    assert (again.computed_blocks, len(again.failed_blocks)) == (0, len(broken))
+    assert set(computed) == broken
+    shutil.copy(Path(corrupt[1]).with_name("whole"), corrupt[1])
+    computed.clear()
+    with pytest.raises(KeyboardInterrupt):
+        write(change(), out, resume=True, same_pixels=True, progress=stop_after(3))
+    assert len(_attributes(out)["failed_blocks"]) == len(broken)  # what stands there stays meanwhile
+    written = write(change(), out, resume=True, same_pixels=True)
+    assert computed == dict.fromkeys(broken, 1)
+    assert written.failed_blocks == ()
+    undisturbed = write(change(), tmp_path / f"undisturbed{output[6:]}").path
+    assert result_of(out) == result_of(undisturbed)
+    assert Manifest.read(manifest_of(out)).pixels == Manifest.read(manifest_of(undisturbed)).pixels
     assert not partial_of(out).exists()
 
 

@@ -497,7 +497,7 @@ def test_command_says_where_the_whole_result_is(place, request_words, models, tm
     again = ask(request_words, out, "--resume")
     assert (first.exit_code, again.exit_code) == (0, 0)
     assert again.stdout.splitlines()[-1].startswith(f"{out}: 109 x 83 pixels in ")
-    assert again.stdout.splitlines()[-2] == "Nothing was computed: it was whole."
+    assert again.stdout.splitlines()[-2] == "Nothing had to be computed."
     assert again.stdout.splitlines()[:-2] == first.stdout.splitlines()[:-1]  # the areas
     assert computed == {}
     assert files_in(tmp_path) == before
