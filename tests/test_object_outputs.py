@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
 import re
 import shutil
@@ -226,6 +227,8 @@ def test_result_in_a_bucket_is_the_local_one_with_all_that_stands_beside_it(outp
     manifest = f"{output}.manifest.json"
     of_local, of_bucket = Manifest.parse(expected.pop(manifest)), Manifest.parse(found.pop(manifest))
     assert (of_bucket.asked, of_bucket.pixels) == (of_local.asked, written.pixels)
+    item = f"{output}.stac.json"  # which names what is reached from there
+    assert {json.loads(each.pop(item))["type"] for each in (found, expected)} == {"Feature"}
     assert found == expected
     assert says_it_is_whole(bucket, output)
     assert np.array_equal(read(f"{bucket.url}/{output}"), values)
@@ -415,10 +418,11 @@ def test_store_opens_only_when_all_its_chunks_are_there(zarr_format, replaces, c
     chunks = [key for key, is_open, _ in seen if not is_open and re.search(r"change\.zarr/change/(c/)?\d", str(key))]
     assert len(chunks) == 20
     records = [key for key, *_ in seen if key.name in RECORDS]
-    assert [key for key, *_ in seen][-1 - len(records) : -1] == records
+    beside = [key for key, *_ in seen if key.parent.name == "results"]
+    assert [key for key, *_ in seen][-len(records + beside) :] == records + beside
     depths = [len(key.parts) for key in records]
     assert (depths, depths[-1]) == (sorted(depths, reverse=True), len(("results", "change.zarr", "record")))
-    assert seen[-1][0].name == "change.zarr.manifest.json"
+    assert beside[-1].name == "change.zarr.manifest.json"
     assert not any(is_whole for *_, is_whole in seen)
 
 
@@ -684,6 +688,16 @@ def test_storage_that_refuses_is_said_before_any_work(bucket, monkeypatch):
         monkeypatch.setenv("AWS_S3_ENDPOINT", site.url.removeprefix("http://"))
         with pytest.raises(OutputError, match=r"403 Forbidden.*AWS_ACCESS_KEY_ID"):
             check_output("s3://bucket/change.tif", ANY, overwrite=False)
+
+
+def test_store_whose_metadata_may_not_be_read_is_said_before_any_work(bucket, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionDeniedError("Access Denied")
+
+    bucket["change.zarr/zarr.json"] = b"{}"
+    monkeypatch.setattr("obstore.head", refuse)
+    with pytest.raises(OutputError, match=r"change\.zarr cannot be written: Access Denied\."):
+        check_output(f"{bucket.url}/change.zarr", ANY, overwrite=True)
 
 
 @pytest.mark.parametrize("operation", ["put", "delete"])
