@@ -1,6 +1,6 @@
 """Kill matrix: SIGKILL to workers, the scheduler and the client at random moments, then ``resume``; what was lost?
 
-    python benchmarks/kills.py [--kills 20] [--seed 1] [--repeat 3]
+    python benchmarks/kills.py [--kills 20] [--seed 1] [--repeat 2]
 
 Scheduler, two workers and client are processes of their own; the raster is the demo's, laid out again and again, with
 the demo's model. A run of which the scheduler or the client was killed is gone on with by ``resume=True`` until it is
@@ -51,7 +51,7 @@ def note(block: np.ndarray, log: str, block_id: tuple[int, int] = (0, 0)) -> np.
 def run(pair: list[str], model: str, out: str, log: str, address: str | None) -> None:
     """What the client does: write a result, or go on with it."""
     change = gd.detect_change(*pair, model, chunks=CHUNKS_PX)
-    change = change.copy(data=change.data.map_blocks(note, log=log, dtype=change.dtype))
+    change = change.copy(data=change.data.map_blocks(note, log=log, dtype=change.dtype, meta=change.data._meta))
     write = gd.write_zarr if out.endswith(".zarr") else gd.write_cog
     if address is None:
         write(change, out)
@@ -224,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="of each target and format")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--repeat", type=int, default=3, help="how often the demo's images are laid out each way")
+    parser.add_argument("--repeat", type=int, default=2, help="how often the demo's images are laid out each way")
     parser.add_argument("--format", choices=FORMATS, action="append", help="one format instead of both")
     parser.add_argument("--target", choices=TARGETS, action="append", help="one target instead of all")
     parser.add_argument("--run", nargs="+", help=argparse.SUPPRESS)
