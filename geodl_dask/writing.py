@@ -100,8 +100,8 @@ def write_result(
         finished = finished_in(growth.folder, here)
         if finished is None:
             store = begin(growth.folder)
+            check_space(growth.folder, _missing_bytes(blocks, store) if growth.has_finished() else blocks.nbytes)
             growth.has_finished = lambda: any(store.is_done(index) for index in np.ndindex(*blocks.numblocks))
-            check_space(growth.folder, _missing_bytes(blocks, store))
             continued = Continued(store, reopen(here), _indices(failed, blocks)) if failed else store
             tally = store_blocks(blocks, continued, progress, lattice_of(classes, blocks), keep_going=keep_going)
             _count_failed(tally, classes, blocks)
