@@ -90,9 +90,9 @@ class Trial:
         partial = partial_of(self.out)
         if self.out.suffix == ".zarr":
             return {
-                (int(path.parent.name), int(path.name)) for path in partial.glob("*/*/c/*/*") if path.name.isdecimal()
+                (int(path.parent.name), int(path.name)) for path in partial.glob("*/*/*/c/*/*") if path.name.isdecimal()
             }
-        return {tuple(map(int, path.stem.split("_"))) for path in partial.glob("*_*.tif")}
+        return {tuple(map(int, path.stem.split("_"))) for path in partial.glob("*/*_*.tif")}
 
     def lines(self) -> list[tuple[int, int, float]]:
         if not self.log.exists():

@@ -180,7 +180,7 @@ def write_run(recipe: bytes, run: list[Index]) -> Tally:
         if done is None:
             try:
                 values = np.asarray(array.blocks[index].compute(scheduler="synchronous"))
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # a model's own code may say sys.exit()
                 log.debug("block %s failed", index, exc_info=True)
                 done = Tally(failed={index: in_words(error)})
             else:
@@ -194,7 +194,7 @@ def write_block(store: BlockStore, lattice: Lattice | None, index: Index, values
     cause = None
     try:
         store.write_block(index, values)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         cause = in_words(error)
     if cause:  # out here, and without what caused it, which may not pickle
         raise NotKeptError(cause)

@@ -35,6 +35,7 @@ from .rasters import (
     open_single,
     request_grid,
 )
+from .rasters.network import without_secrets
 from .runners import Runner, RunnerSpec, choose_kind, require_trust
 from .tiling import Window, plan_blocks
 
@@ -263,10 +264,10 @@ def _label(
         "runner": spec.kind,
         "output": spec.output,
         "arguments": ";".join(f"{name} {value}" for name, value in spec.arguments),
-        **places,
-        **({} if stack.mask is None else {"mask": stack.mask.name}),
-        "rasters": list(stack.accounts),
-        "raster_states": list(stack.states),
+        **{role: without_secrets(place) for role, place in places.items()},
+        **({} if stack.mask is None else {"mask": without_secrets(stack.mask.name)}),
+        "rasters": [without_secrets(account) for account in stack.accounts],
+        "raster_states": [without_secrets(state) for state in stack.states],
         "tile_size": list(plan.tile.size_yx),
         "padding": plan.tile.padding,
         "geodl_dask_version": __version__,

@@ -104,8 +104,8 @@ class ClassTable:
         return above, next((value for value in self.values if value != above), 0)
 
     def with_unlisted(self, values: Iterable[int]) -> ClassTable:
-        """This table and, in grey and named as such, those of ``values`` that it does not list."""
-        unlisted = sorted(set(values) - set(self.values))
+        """This table and, in grey and named as such, those of ``values`` from 0 that it does not list."""
+        unlisted = sorted(value for value in set(values) - set(self.values) if value >= 0)
         return ClassTable((*self.classes, *(ModelClass(value, f"{value} (unlisted)", UNLISTED) for value in unlisted)))
 
     def to_attrs(self) -> dict[str, Any]:

@@ -24,12 +24,12 @@ from rasterio.enums import Resampling
 from rasterio.windows import Window
 
 from .blocks import Index, Tally, regular_blocks
-from .confidence import CONFIDENCE, join_layers, layers_of
+from .confidence import CONFIDENCE, join_layers
 from .errors import OutputError, RunError
 from .legend import add_legend, add_statistics, side_text
 from .outputs import Written, side_file_of
 from .tiff import clear_alpha
-from .writing import WriteOptions, found_attrs, grid_of, write_result
+from .writing import WriteOptions, found_attrs, grid_of, plain_layers, write_result
 
 COG_BLOCK_PX = 512
 GDAL_CACHE_MB = 256
@@ -71,12 +71,23 @@ class GeoTiffParts:
             "height": values.shape[0], "width": values.shape[1], "transform": self.transform @ to_block,
             "tiled": True, "blockxsize": COG_BLOCK_PX, "blockysize": COG_BLOCK_PX, "compress": "zstd", "zstd_level": 1,
         }  # fmt: skip
-        with rasterio.open(unfinished, "w", **profile) as dataset:
-            dataset.write(bands)
-        with rasterio.open(unfinished) as dataset:  # GDAL says nothing of what a full disk has swallowed on closing
-            if not np.array_equal(dataset.read(), bands):
+        try:
+            with rasterio.open(unfinished, "w", **profile) as dataset:
+                dataset.write(bands)
+            if not _holds(unfinished, bands):  # GDAL says nothing of what a full disk swallows on closing
                 raise OSError(f"{part} was not written whole. Is the disk full?")
-        unfinished.replace(part)
+            unfinished.replace(part)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _holds(path: Path, bands: np.ndarray) -> bool:
+    """Whether a raster can be read, and has these pixels: (band, y, x)."""
+    try:
+        with rasterio.open(path) as dataset:
+            return np.array_equal(dataset.read(), bands)
+    except rasterio.errors.RasterioError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,7 @@ def write_cog(
     before stays until the new one is whole.
     """
     blocks = regular_blocks(change)
-    classes, confidence = layers_of(change)
+    classes, confidence = plain_layers(change)
     grid = grid_of(classes)
     _require_one_type(classes, confidence)
 
@@ -197,7 +208,7 @@ def _mosaic(blocks: da.Array, parts: GeoTiffParts, grid: GeoBox, attrs: list[dic
     dtype = _bands(np.empty((0, 0), blocks.dtype)).dtype
     for number, of_band in enumerate(attrs, 1):
         band = ET.SubElement(dataset, "VRTRasterBand", dataType=_gdal_type(dtype), band=str(number))
-        ET.SubElement(band, "Description").text = CONFIDENCE if number == 2 else of_band.get("long_name", "change")
+        ET.SubElement(band, "Description").text = CONFIDENCE if number == 2 else str(of_band.get("long_name", "change"))
         for element, key in (("NoDataValue", "_FillValue"), ("Offset", "add_offset"), ("Scale", "scale_factor")):
             if key in of_band:
                 ET.SubElement(band, element).text = str(of_band[key])

@@ -50,6 +50,9 @@ MOST_TASKS = 20_000
 TRIES = 3
 HOPELESS = 20
 """When this many blocks have failed and none could be computed, the others are not tried."""
+DEADLY = 5
+"""The same for blocks of which each has cost several workers."""
+NONE = "none could be computed, so the others were not tried"
 NAMED = 3
 """Blocks that an error names, of those that failed."""
 
@@ -75,9 +78,9 @@ def store_blocks(
             tally.add(more)
             if progress and more.pixels:
                 progress(tally.pixels.total(), array.size)
-            if len(tally.failed) >= HOPELESS and not tally.computed:
-                raise _failure(array, tally.failed, "none could be computed, so the others were not tried")
-    if tally.failed and not keep_going:
+            if len(tally.failed) >= HOPELESS and not (tally.computed or tally.kept or keep_going):
+                raise _failure(array, tally.failed, NONE)
+    if tally.failed and (not keep_going or not tally.pixels):
         raise _failure(array, tally.failed, "all others are done" if tally.pixels else "none could be computed")
     return tally
 
@@ -100,18 +103,25 @@ def _active_client() -> Iterator[Client]:
 
 def _rolling(client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None) -> Tallies:
     recipe, runs = pack_recipe(array, store, lattice), _runs_of(array)
-    lanes = max(1, sum(client.nthreads().values()))
     attempts = _Attempts(client, array)
 
     def submit(some: Iterable[list[Index]]) -> list[Future[Any]]:
         return [attempts.of(client.submit(write_run, recipe, run, pure=False), run) for run in some]
 
-    pending = as_completed(submit(islice(runs, 2 * lanes)), loop=client.loop)
+    def room() -> int:
+        """Tasks that may be added, for as many workers as there are by now."""
+        try:
+            lanes = sum(client.nthreads().values())
+        except OSError as error:
+            raise _lost(client) from error
+        return max(0, 2 * max(1, lanes) - len(attempts.open))
+
+    pending = as_completed(submit(islice(runs, room())), loop=client.loop)
     try:
         for future in pending:
             tally, again = attempts.settle(future)
             yield tally
-            pending.update(submit(again or islice(runs, 1)))
+            pending.update(submit(again or islice(runs, room())))
         # Whoever computed beside a block that kills its worker dies with it; alone, each answers for itself.
         for index in attempts.suspects:
             pending.update(submit([[index]]))
@@ -139,6 +149,7 @@ class _Attempts:
         self._client, self._array, self._memory = client, array, _memory_of(client)
         self._runs: dict[Future[Any], list[Index]] = {}
         self._failures: Counter[Index] = Counter()
+        self._is_any_done = False
 
     @property
     def open(self) -> list[Future[Any]]:
@@ -166,10 +177,16 @@ class _Attempts:
                 return Tally(), [[index] for index in run]
             if not is_alone:
                 self.suspects.append(run[0])
+                if not self._is_any_done and len(self.suspects) >= DEADLY:
+                    failed = dict.fromkeys(self.suspects, _killed(error, self._memory))
+                    raise _failure(
+                        self._array, failed, "none could be computed, so the others were not tried"
+                    ) from error
                 return Tally(), []
             return Tally(failed={run[0]: _killed(error, self._memory)}), []
         except Exception as error:  # not of a block: the task itself could not run, and its cause says why
             tally = Tally(failed=dict.fromkeys(run, in_words(error.__cause__ or error)))
+        self._is_any_done |= bool(tally.pixels)
         again = [index for index in tally.failed if not self._is_final(index)]
         for index in again:
             log.info("The block at %s is tried again: %s", _place(self._array, index), tally.failed.pop(index))

@@ -7,14 +7,18 @@ where GDAL, QGIS and ArcGIS look for them; GDAL from 3.12 on puts the table into
 from __future__ import annotations
 
 import math
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .classes import ClassTable
 
+_NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0 cannot hold."""
 _INTEGER, _REAL, _TEXT = "0", "1", "2"
 """GDAL's column types (GDALRATFieldType)."""
 _COLUMNS = {
@@ -32,6 +36,7 @@ def add_legend(band: ET.Element, attrs: Mapping[str, Any], pixels: Mapping[int, 
     table = ClassTable.from_attrs(attrs)
     if table is None:
         return
+    table = ClassTable(tuple(replace(each, name=_NOT_XML.sub(" ", each.name)) for each in table.classes))
     if dtype.itemsize <= 2:  # no GeoTIFF has a palette for more bits, and names would go to 4 billion
         by_value = {each.value: each for each in table.classes}
         everything = [by_value.get(value) for value in range(max(by_value) + 1)]

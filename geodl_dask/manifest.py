@@ -15,6 +15,8 @@ FORMAT = 1
 _NAMES_ONLY = ("model", "model_name", "long_name")
 """Attributes on which no pixel depends: the model's digest says which one it is."""
 _INPUTS, _ACCOUNTS = {"from_raster", "to_raster", "raster", "mask"}, {"rasters", "raster_states"}
+INPUT_ATTRS = _INPUTS | _ACCOUNTS
+"""Attributes that say where the rasters were, and what they were like."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Manifest:
     """Whether it was said that an earlier result under that name may be replaced."""
     is_complete: bool = False
     """Whether the result is whole."""
+    parts: str = ""
+    """Of a run that is not whole yet: the folder of its parts, which no other run has had."""
     begun: str = ""
     """When the run began, or the last of those that the result was made in: ISO 8601, UTC."""
     ended: str = ""
@@ -125,7 +129,7 @@ def require_same(
             "or say --overwrite (overwrite=True)."
         )
     differing = _differing(found, asked, same_pixels=same_pixels)
-    are_inputs = set(differing) <= _INPUTS | _ACCOUNTS
+    are_inputs = set(differing) <= INPUT_ATTRS
     hint = " If its pixels are the same (copied, mended), say --same-pixels (same_pixels=True)." if are_inputs else ""
     if _INPUTS & set(differing):  # which then says it all
         differing = [key for key in differing if key not in _ACCOUNTS]
@@ -145,8 +149,8 @@ def is_same(found: Manifest, asked: Mapping[str, Any], *, same_pixels: bool) -> 
 
 
 def _differing(found: Manifest, asked: Mapping[str, Any], *, same_pixels: bool) -> list[str]:
-    differing = [key for key in {**found.asked, **asked} if found.asked.get(key) != asked.get(key)]
-    return [key for key in differing if not same_pixels or key not in _INPUTS | _ACCOUNTS]
+    keys = [key for key in {**found.asked, **asked} if not same_pixels or key not in INPUT_ATTRS]
+    return [key for key in keys if json.dumps(found.asked.get(key)) != json.dumps(asked.get(key))]  # NaN is NaN
 
 
 def _shown(value: Any) -> str:

@@ -11,18 +11,20 @@ system takes back however the run ends.
 from __future__ import annotations
 
 import errno
+import glob
 import logging
 import os
+import secrets
 import shutil
 import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 
@@ -32,11 +34,12 @@ from .uploads import ZARR_RECORDS, RemoteOutput, local_place, overlaps, url_of
 
 log = logging.getLogger(__name__)
 
-_LOCK, _OWNER, PARTS_MANIFEST = "lock", "owner", "manifest.json"
+_LOCK, _OWNER, PARTS_MANIFEST, _OLD = "lock", "owner", "manifest.json", "old"
 MANIFEST_SUFFIX = ".manifest.json"
 SIDES = (".aux.xml", ".msk", ".ovr", ".stac.json", MANIFEST_SUFFIX)
 """What belongs to a result by its name: what GDAL reads with it (the first is where it keeps its own notes), and what
 we say of it; the manifest comes last."""
+_READ_WITH = SIDES[:3]
 _BEAT_EVERY_S, _SILENT_AFTER_S = 15, 120
 _INPUTS = ("from_raster", "to_raster", "raster", "model", "mask", "like", "snap_raster")
 
@@ -101,7 +104,15 @@ def check_output(
             raise OutputExistsError(
                 f"{standing} {what}. Choose another name, {go_on}or say --overwrite (overwrite=True)."
             )
-    named = [str(provenance[key]) for key in _INPUTS if provenance.get(key)] if provenance else []
+    if not overwrite and not resume and not os.path.lexists(out):
+        for side in map(out.with_name, (out.name + each for each in _READ_WITH)):
+            if url is None and os.path.lexists(side):
+                raise OutputExistsError(
+                    f"{side} would be read with {out}. Remove it, or say --overwrite (overwrite=True)."
+                )
+    named = (
+        [str(provenance[key]) for key in _INPUTS if isinstance(provenance.get(key), str | Path)] if provenance else []
+    )
     if any(_share_files(out, Path(each)) if url is None else overlaps(url, each) for each in named):
         raise OutputExistsError(
             f"The output {path} is one of the inputs, lies in one or holds one; choose another name."
@@ -126,9 +137,9 @@ def manifest_of(out: Path) -> Path:
     return out.with_name(out.name + MANIFEST_SUFFIX)
 
 
-def finished_in(partial: Path, out: Path) -> Path | None:
+def finished_in(parts: Path, out: Path) -> Path | None:
     """What a run had finished when it ended, before, or while, it took its name; None where none had."""
-    for manifest in partial.glob(f"*{MANIFEST_SUFFIX}"):
+    for manifest in parts.glob(f"*{MANIFEST_SUFFIX}"):
         finished = manifest.with_name(manifest.name.removesuffix(MANIFEST_SUFFIX))
         if Manifest.read(manifest) and (os.path.lexists(finished) or os.path.lexists(out)):
             return finished
@@ -166,8 +177,8 @@ class Growth:
 
     folder: Path
     """Where its parts are."""
-    replaces: bool = False
-    """Whether the result may replace an earlier one, as was said when it began."""
+    started: Manifest
+    """What the run was asked when it began, be it in this process or an earlier one."""
     has_finished: Callable[[], bool] = lambda: False
     """Whether something is finished, so that the parts stay if the run ends early."""
 
@@ -189,6 +200,7 @@ def growing_output(
         partial.mkdir(exist_ok=started.replaces or resume)
     except FileExistsError as error:
         raise OutputExistsError(f"{partial} is there already{_owner_in_words(partial)}; remove it.") from error
+    _require_ours(partial)
     if elsewhere := _owner_elsewhere(partial):
         raise OutputExistsError(
             f"{elsewhere} is writing {out}. Wait for its end, or choose another name; if it has died, go on "
@@ -199,11 +211,14 @@ def growing_output(
         if resume and has_parts:
             found = Manifest.read(partial / PARTS_MANIFEST)
             require_same(found, started.asked, partial, same_pixels=same_pixels)
-            growth = Growth(partial, replaces=found is not None and found.replaces, has_finished=lambda: True)
+            growth = Growth(partial / cast("Manifest", found).parts, cast("Manifest", found), lambda: True)
         else:
-            _clear(partial)
-            started.write(partial / PARTS_MANIFEST)
-            growth = Growth(partial, replaces=started.replaces)
+            _clear(partial, out)
+            # A task of the run before may still be under way on a worker: what it writes must not come in here.
+            begun = replace(started, parts=f"parts-{secrets.token_hex(4)}")
+            (partial / begun.parts).mkdir()
+            begun.write(partial / PARTS_MANIFEST)
+            growth = Growth(partial / begun.parts, begun)
         with _heartbeat(partial / _OWNER):
             try:
                 yield growth
@@ -263,11 +278,23 @@ def _owner_elsewhere(partial: Path) -> str | None:
     return None
 
 
-def _clear(partial: Path) -> None:
-    """Remove what an earlier run left."""
+def _clear(partial: Path, out: Path) -> None:
+    """Remove what an earlier run left, but for a result that it was about to replace when it was killed."""
+    for old in partial.glob(f"*/{_OLD}"):
+        if not os.path.lexists(out):
+            old.replace(out)
     for left in partial.iterdir():
-        if left.name != _LOCK:
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        elif left.name != _LOCK:
+            left.unlink()
+
+
+def _require_ours(partial: Path) -> None:
+    """Raise OutputExistsError for a folder that no run of ours has made, or that lies elsewhere."""
+    found = {left.name for left in partial.iterdir()}
+    if partial.is_symlink() or (found and not found & {_LOCK, _OWNER, PARTS_MANIFEST}):
+        raise OutputExistsError(f"{partial} is not what an interrupted run left. Move it, or choose another name.")
 
 
 def publish(finished: Path, out: Path, *, overwrite: bool) -> Path:
@@ -284,7 +311,7 @@ def publish(finished: Path, out: Path, *, overwrite: bool) -> Path:
         _remove_sides(out)
         # Only a file takes the place of a file in one step.
         if os.path.lexists(out) and (out.is_dir() or finished.is_dir()):
-            out.replace(finished.with_name("old"))
+            out.replace(finished.with_name(_OLD))
         finished.replace(out)
         _name_sides(finished, out)
         return out
@@ -340,6 +367,10 @@ def _is_replaceable(out: Path) -> bool:
 
 def _share_files(out: Path, given: Path) -> bool:
     """Whether writing ``out`` would replace an input, a file of an input that is a folder, or what holds an input."""
+    if "#" in str(given) and not given.exists():  # after which variables are chosen
+        return _share_files(out, Path(str(given).rpartition("#")[0]))
+    if glob.has_magic(str(given)) and not given.exists():
+        return any(_share_files(out, Path(each)) for each in glob.iglob(str(given), recursive=True))  # noqa: PTH207  # a pattern may be absolute
     try:
         given_place, out_place = given.resolve(), out.resolve()
         return any(each.samefile(out) for each in (given_place, *given_place.parents)) or any(

@@ -65,7 +65,7 @@ def _goes_on(out: Path, asked: dict[str, Any], *, same_pixels: bool) -> bool:
     if left is None or not is_same(left, asked, same_pixels=same_pixels):
         return False
     is_whole = standing is not None and standing.is_complete and is_same(standing, asked, same_pixels=same_pixels)
-    return finished_in(partial, out) is not None or (left.replaces and not is_whole)
+    return finished_in(partial / left.parts, out) is not None or (left.replaces and not is_whole)
 
 
 def _already_written(

@@ -19,13 +19,12 @@ from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
 from .blocks import BlockReader, BlockStore, Continued, Index, Tally, lattice_of, regular_blocks
-from .classes import TABLE_ATTRS, list_values
+from .classes import TABLE_ATTRS, ClassTable, list_values
 from .confidence import layers_of
 from .dispatch import Progress, store_blocks
-from .errors import OutputError, RunError
-from .manifest import FailedBlock, Manifest, asked_of
+from .errors import ModelDefinitionError, OutputError, RunError
+from .manifest import INPUT_ATTRS, FailedBlock, Manifest, asked_of
 from .outputs import (
-    PARTS_MANIFEST,
     SIDES,
     Growth,
     Written,
@@ -81,7 +80,7 @@ def write_result(
     Raises OutputError, OutputExistsError, BlockFailedError, SchedulerLostError, and what ``finish`` does. After an
     error, and when it is stopped, finished blocks stay beside the output for a run that resumes.
     """
-    blocks, (classes, confidence) = regular_blocks(change), layers_of(change)
+    blocks, (classes, confidence) = regular_blocks(change), plain_layers(change)
     out = check_output(path, suffixes, overwrite=overwrite, resume=resume, provenance=classes.attrs)
     if keep_going and "_FillValue" not in classes.attrs:
         raise OutputError("The raster has no _FillValue, which blocks that fail would be filled with.")
@@ -98,9 +97,12 @@ def write_result(
         if isinstance(out, str):
             RemoteOutput.at(out).require_writable()
         finished = finished_in(growth.folder, here)
+        if finished and finished.exists() and not keep_going and _has_holes(finished):
+            manifest_of(finished).unlink()  # whoever resumes without keep_going wants it whole
+            finished = None
         if finished is None:
             store = begin(growth.folder)
-            check_space(growth.folder, _missing_bytes(blocks, store) if growth.has_finished() else blocks.nbytes)
+            check_space(growth.folder, _missing_bytes(blocks, store) if growth.has_finished() else int(blocks.nbytes))
             growth.has_finished = lambda: any(store.is_done(index) for index in np.ndindex(*blocks.numblocks))
             continued = Continued(store, reopen(here), _indices(failed, blocks)) if failed else store
             tally = store_blocks(blocks, continued, progress, lattice_of(classes, blocks), keep_going=keep_going)
@@ -132,12 +134,16 @@ def _start(classes: xr.DataArray, blocks: da.Array, more: dict[str, Any]) -> Man
     )
 
 
+def _has_holes(finished: Path) -> bool:
+    manifest = Manifest.read(manifest_of(finished))
+    return manifest is not None and bool(manifest.failed_blocks)
+
+
 def _publish(finished: Path, out: Path | str, growth: Growth, *, begun: str) -> Path | str:
     """Give a result its name, here or in object storage. Returns its place."""
     if isinstance(out, Path):
-        return publish(finished, out, overwrite=growth.replaces)
-    asked = cast("Manifest", Manifest.read(growth.folder / PARTS_MANIFEST))
-    RemoteOutput.at(out, is_patient=True).upload(finished, replace(asked, begun=begun), sides=SIDES)
+        return publish(finished, out, overwrite=growth.started.replaces)
+    RemoteOutput.at(out, is_patient=True).upload(finished, replace(growth.started, begun=begun), sides=SIDES)
     return out
 
 
@@ -161,7 +167,7 @@ def _end(started: Manifest, growth: Growth, tally: Tally, blocks: da.Array) -> M
     ended = _now()
     seconds = datetime.fromisoformat(ended) - datetime.fromisoformat(started.begun)
     return replace(
-        started, replaces=growth.replaces, is_complete=True, ended=ended, seconds=seconds.total_seconds(),
+        started, replaces=growth.started.replaces, is_complete=True, ended=ended, seconds=seconds.total_seconds(),
         computed_blocks=tally.computed, kept_blocks=tally.kept, failed_blocks=tuple(_failed(tally, blocks)),
         pixels=dict(sorted(tally.pixels.items())), tiles=tally.tiles, empty_tiles=tally.empty_tiles,
     )  # fmt: skip
@@ -180,12 +186,52 @@ def _failed(tally: Tally, blocks: da.Array) -> Iterator[FailedBlock]:
         yield FailedBlock(sum(heights[:row]), sum(widths[:col]), heights[row], widths[col], cause)
 
 
+def plain_layers(change: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, xr.DataArray | None]:
+    """The classes and, where it is there, their confidence, with attributes that every format can hold.
+
+    Raises OutputError for a class table or nodata value that is none.
+    """
+    classes, confidence = layers_of(change)
+    if not isinstance(classes, xr.DataArray):
+        raise OutputError(f"What to write is a {type(classes).__name__}; a DataArray as of detect_change is needed.")
+    classes = _with_plain_attrs(classes)
+    try:
+        ClassTable.from_attrs(classes.attrs)
+    except (ModelDefinitionError, ValueError, AttributeError) as error:
+        raise OutputError(f"The raster's class table ({', '.join(TABLE_ATTRS)}) cannot be used: {error}") from error
+    nodata = classes.attrs.get("_FillValue", 0)
+    if isinstance(nodata, bool) or not isinstance(nodata, int):
+        raise OutputError(f"The raster's _FillValue is {nodata!r}; a whole number is needed.")
+    return classes, None if confidence is None else _with_plain_attrs(confidence)
+
+
+def _with_plain_attrs(layer: xr.DataArray) -> xr.DataArray:
+    layer = layer.copy(deep=False)
+    layer.attrs = _plain(layer.attrs)
+    return layer
+
+
+def _plain(value: Any) -> Any:
+    """Attributes as JSON and GeoTIFF know them: numpy's numbers as Python's, anything else as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(each) for each in (value.tolist() if isinstance(value, np.ndarray) else value)]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return str(value).encode(errors="replace").decode()
+
+
 def found_attrs(attrs: Mapping[str, Any], tally: Tally, blocks: da.Array) -> dict[str, Any]:
-    """Attributes that a finished raster gets: a class table with all that was found, and where blocks failed."""
+    """Attributes that a finished raster gets: a class table with all that was found, where the rasters are by now, and
+    which blocks failed.
+    """
     listed = list_values(attrs, tally.pixels)
     failed = [[each.row_off, each.col_off, each.height, each.width] for each in _failed(tally, blocks)]
-    of_table = {key: listed[key] for key in TABLE_ATTRS if key in listed}
-    return of_table | ({"failed_blocks": failed} if failed else {})
+    known = {key: listed[key] for key in (*TABLE_ATTRS, *sorted(INPUT_ATTRS)) if key in listed}
+    return known | ({"failed_blocks": failed} if failed else {})
 
 
 def grid_of(change: xr.DataArray) -> GeoBox:

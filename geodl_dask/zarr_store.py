@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,13 @@ from odc.geo.xr import xr_coords
 
 from .blocks import Index, Tally, regular_blocks
 from .classes import ClassTable
-from .confidence import CONFIDENCE, join_layers, layers_of
+from .confidence import CONFIDENCE, join_layers
 from .dispatch import store_blocks
 from .errors import OutputError
 from .geozarr import array_attrs, group_attrs, with_levels
 from .outputs import Written
 from .pyramid import halved, levels_of, windowed_mode
-from .writing import WriteOptions, found_attrs, grid_of, write_result
+from .writing import WriteOptions, found_attrs, grid_of, plain_layers, write_result
 
 ZarrFormat = Literal[2, 3]
 
@@ -137,7 +138,7 @@ def write_zarr(
     """
     _check_layout(zarr_format, pyramid=pyramid)
     blocks = regular_blocks(change)
-    classes, confidence = layers_of(change)
+    classes, confidence = plain_layers(change)
     name = str(classes.name or "change")
     block_yx = {"y": blocks.chunks[0][0], "x": blocks.chunks[1][0]}
     layers = [each.chunk(block_yx) for each in (classes.rename(name), confidence) if each is not None]
@@ -146,6 +147,9 @@ def write_zarr(
         store = folder / "store.zarr"
         for index in tally.failed:
             begin(folder).remove_block(index)
+        if pyramid and tally.computed:  # levels that an earlier run has made may lack what came since
+            for level in levels_of(grid_of(classes)):
+                shutil.rmtree(store / level.name, ignore_errors=True)
         levels = _write_levels(layers[0], store, zarr_format) if pyramid else []
         for half in store.rglob("*.partial"):  # of a process that died while Zarr wrote
             half.unlink(missing_ok=True)
@@ -256,6 +260,8 @@ def _list_found(store: Path, arrays: list[str], found: dict[str, Any]) -> None:
         outdated = {key: value for key, value in found.items() if group[name].attrs.get(key) != value}
         if outdated:
             group[name].attrs.update(outdated)
+        if "failed_blocks" not in found and "failed_blocks" in group[name].attrs:  # which have come since
+            del group[name].attrs["failed_blocks"]
         _consolidate((store / name).parent)
 
 

@@ -137,3 +137,9 @@ def pair(tmp_path_factory, pixels) -> tuple[Path, Path]:
     """The same pair as GeoTIFFs."""
     folder = tmp_path_factory.mktemp("pair")
     return write_raster(folder / "from.tif", pixels[0]), write_raster(folder / "to.tif", pixels[1])
+
+
+def parts_in(out: Path) -> Path:
+    """The folder in which a run has kept its parts."""
+    (parts,) = out.with_name(f"{out.name}.partial").glob("parts-*")
+    return parts

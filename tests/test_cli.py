@@ -262,7 +262,7 @@ def start_and_wait_for_blocks(output: Path, inputs, *options: str) -> subprocess
     running = subprocess.Popen(
         [COMMAND, "detect-change", *words, "--quiet"], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    kept = {".tif": "*.partial/*.tif", ".zarr": "*.partial/*/change/c/*/*[0-9]"}[output.suffix]
+    kept = {".tif": "*.partial/*/*.tif", ".zarr": "*.partial/*/*/change/c/*/*[0-9]"}[output.suffix]
     until = time.monotonic() + 30
     while not any(output.parent.glob(kept)):
         assert running.poll() is None, running.stderr.read()

@@ -13,7 +13,7 @@ import rasterio
 import rioxarray
 import xarray as xr
 from affine import Affine
-from conftest import TRANSFORM
+from conftest import TRANSFORM, parts_in
 from distributed import Client, LocalCluster
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
@@ -23,6 +23,7 @@ from rio_cogeo.cogeo import cog_validate
 from geodl_dask.classes import ClassTable, ModelClass
 from geodl_dask.cog import GeoTiffParts, write_cog
 from geodl_dask.errors import BlockFailedError, OutputError, OutputExistsError, RunError
+from geodl_dask.zarr_store import write_zarr
 
 BLOCK = (100, 170)
 RESULT = ["change.tif", "change.tif.aux.xml", "change.tif.manifest.json", "change.tif.stac.json"]
@@ -219,7 +220,7 @@ def test_failed_last_pass_leaves_the_old_file_and_its_own_parts(tmp_path):
 
     def lose_a_part(done_px, all_px):
         if done_px == all_px:
-            (tmp_path / "change.tif.partial" / "0_0.tif").unlink()
+            (parts_in(tmp_path / "change.tif") / "0_0.tif").unlink()
 
     before = file_contents(tmp_path)
     again = change_raster(values, chunks=16)
@@ -301,3 +302,34 @@ def test_second_run_to_one_output_is_refused_and_the_first_one_whole(tmp_path):
     write_cog(change_raster(values := classes((33, 57)), chunks=16), out, overwrite=True, progress=run_again)
     assert len(refused) > 1
     np.testing.assert_array_equal(read(out), values)
+
+
+ODD_ATTRS = {
+    "number": np.float32(1.5), "numbers": np.arange(3), "when": np.datetime64("2026-11-21"), "raster": np.arange(2),
+    "path": "a\udcffb", "nothing": None, "nested": {"a": np.uint8(1)}, "nan": float("nan"), 7: "seven",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("write", [write_cog, write_zarr])
+def test_attributes_of_any_kind_are_no_reason_to_fail_after_the_work(tmp_path, write):
+    change = change_raster(classes((33, 57))).assign_attrs(ODD_ATTRS)
+    change.attrs |= {"_FillValue": np.uint8(255), "long_name": np.str_("change")}
+    out = tmp_path / ("change.tif" if write is write_cog else "change.zarr")
+    assert write(change, out).computed_blocks
+    assert write(change, out, resume=True).computed_blocks == 0  # NaN is what it was
+
+
+@pytest.mark.parametrize("nodata", [float("nan"), 1.5, True, "none", None])
+def test_nodata_that_is_no_whole_number_is_refused_before_any_work(tmp_path, nodata):
+    change = change_raster(classes((33, 57))).assign_attrs(_FillValue=nodata)
+    with pytest.raises(OutputError, match="_FillValue is"):
+        write_cog(change, tmp_path / "change.tif")
+    assert names(tmp_path) == []
+
+
+def test_class_table_that_is_none_is_refused_before_any_work(tmp_path):
+    change = change_raster(classes((33, 57)))
+    change.attrs["flag_values"] = [-1, *change.attrs["flag_values"][1:]]
+    with pytest.raises(OutputError, match=r"class table .* cannot be used"):
+        write_cog(change, tmp_path / "change.tif")
+    assert names(tmp_path) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -278,8 +279,7 @@ def test_error_names_some_of_many_failures(store, values):
     assert str(raised.value).endswith("; and more")
 
 
-@pytest.mark.parametrize("keep_going", [False, True])
-def test_run_ends_early_where_no_block_can_be_computed(monkeypatch, build, store, values, keep_going):
+def test_run_ends_early_where_no_block_can_be_computed(monkeypatch, build, store, values):
     monkeypatch.setattr(dispatch, "HOPELESS", 4)
     folder = store.folder
 
@@ -290,9 +290,64 @@ def test_run_ends_early_where_no_block_can_be_computed(monkeypatch, build, store
     with pytest.raises(
         BlockFailedError, match="4 of 9 blocks failed; none could be computed, so the others were not tried"
     ):
-        store_blocks(build(values, fail), store, keep_going=keep_going)
+        store_blocks(build(values, fail), store)
     if build is alone:
         assert len(calls(folder)) < len(INDICES)
+    with pytest.raises(BlockFailedError, match=r"9 of 9 blocks failed; none could be computed\. At"):
+        store_blocks(build(values, fail), store, keep_going=True)  # which tries them all
+
+
+def test_blocks_that_are_kept_already_show_that_not_all_is_lost(monkeypatch, store, values):
+    monkeypatch.setattr(dispatch, "HOPELESS", 2)
+
+    def fail(block, index):
+        raise ValueError("never")
+
+    store = FolderOfBlocks(store.folder, done=tuple(INDICES[:5]))
+    with pytest.raises(BlockFailedError, match="4 of 9 blocks failed; all others are done"):
+        store_blocks(alone(values, fail), store)
+
+
+def test_code_that_ends_the_process_fails_its_block_alone(store, values):
+    def leave(block, index):
+        if index == (1, 1):
+            raise SystemExit(3)
+        return block
+
+    with pytest.raises(BlockFailedError, match=r"1 of 9 .* At row 8, column 12: SystemExit: 3"):
+        store_blocks(alone(values, leave), store)
+
+
+def test_run_ends_early_where_every_block_kills_its_worker(monkeypatch, process_client, store, values):
+    monkeypatch.setattr(dispatch, "DEADLY", 2)
+
+    def die(block, index):
+        os._exit(1)
+
+    says = "2 of 9 blocks failed; none could be computed, so the others were not tried. .* its worker process died"
+    with process_client.as_current(), pytest.raises(BlockFailedError, match=says):
+        store_blocks(alone(values, die), store)
+
+
+def test_workers_that_come_later_are_used(store):
+    """Of a window that grew with them, four blocks are under way at once."""
+    values = np.zeros((8 * 8, 12 * 5), np.uint8)
+    folder = store.folder
+
+    def note(block_id):
+        (folder / "{}_{}.begun".format(*block_id)).touch()
+        until = time.monotonic() + 1
+        while len(list(folder.glob("*.begun"))) < 5 and time.monotonic() < until:
+            time.sleep(0.02)
+        (folder / "at_once_{}_{}_{}".format(*block_id, len(list(folder.glob("*.begun"))))).touch()
+        (folder / "{}_{}.begun".format(*block_id)).unlink()
+        return np.zeros(BLOCK, np.uint8)
+
+    array = da.map_blocks(note, chunks=((8,) * 8, (12,) * 5), dtype=np.uint8, meta=np.empty((0, 0), np.uint8))
+    with LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as cluster, Client(cluster):
+        threading.Timer(0.5, cluster.scale, (6,)).start()
+        assert store_blocks(array, store).computed == values.size // (8 * 12)
+    assert max(int(path.name.rpartition("_")[2]) for path in folder.glob("at_once_*")) >= 4
 
 
 class NoSpace(FolderOfBlocks):

@@ -27,6 +27,7 @@ from test_resume import (  # noqa: F401
     write,
 )
 
+from geodl_dask import writing
 from geodl_dask.cli import cli
 from geodl_dask.errors import BlockFailedError, OutputError, RunError
 from geodl_dask.manifest import FailedBlock, Manifest
@@ -134,6 +135,32 @@ def test_blocks_that_failed_are_computed_alone_once_their_input_is_mended(
     assert result_of(out) == result_of(undisturbed)
     assert Manifest.read(manifest_of(out)).pixels == Manifest.read(manifest_of(undisturbed)).pixels
     assert not partial_of(out).exists()
+
+
+class EndedError(BaseException):
+    """What a kill does, but for this process."""
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_finished_result_with_holes_is_not_given_out_where_holes_were_not_asked_for(
+    output, corrupt, models, tmp_path, monkeypatch, computed  # noqa: F811
+):  # fmt: skip
+    out, broken = tmp_path / output, touched_by(32, 64, 32, padding=4)
+    options = {"pyramid": True} if output == "change.zarr" else {}
+
+    def end(*given, **options):
+        raise EndedError
+
+    with monkeypatch.context() as patch, pytest.raises(EndedError):
+        patch.setattr(writing, "publish", end)
+        write(by_files(corrupt, models), out, keep_going=True, **options)
+    shutil.copy(Path(corrupt[1]).with_name("whole"), corrupt[1])
+    computed.clear()
+    assert write(by_files(corrupt, models), out, resume=True, same_pixels=True, **options).failed_blocks == ()
+    assert computed == dict.fromkeys(broken, 1)
+    assert result_of(out) == result_of(
+        write(by_files(corrupt, models), tmp_path / f"whole{output[6:]}", **options).path
+    )
 
 
 def _attributes(out: Path) -> dict:

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import parts_in
 from filelock import FileLock
 
 from geodl_dask import outputs
@@ -138,9 +140,11 @@ def test_output_grows_in_a_folder_beside_it_without_what_an_earlier_run_left(tmp
     out = tmp_path / "change.tif"
     make(partial_of(out), "folder", "of an interrupted run")
     make(partial_of(out) / "folder", "folder", "of an interrupted run")
+    (partial_of(out) / "lock").touch()
     with growing_output(out, REPLACING) as growth:
-        assert growth.folder.parent == out.parent
-        assert {"content", "folder"}.isdisjoint(names(growth.folder))
+        assert growth.folder.parent == partial_of(out)
+        assert names(growth.folder) == []
+        assert names(partial_of(out)) == sorted(["lock", "manifest.json", "owner", growth.folder.name])
         assert not out.exists()
     assert names(tmp_path) == []
 
@@ -254,7 +258,7 @@ def test_run_on_another_machine_that_is_silent_is_taken_for_dead(tmp_path):
 def test_run_that_is_at_work_says_so_again_and_again(tmp_path, monkeypatch):
     monkeypatch.setattr(outputs, "_BEAT_EVERY_S", 0.05)
     with growing_output(tmp_path / "change.tif", STARTED) as growth:
-        owner = growth.folder / "owner"
+        owner = growth.folder.parent / "owner"
         os.utime(owner, (1, 1))
         until = time.monotonic() + 10
         while owner.stat().st_mtime < time.time() - 60:
@@ -273,7 +277,7 @@ def test_parts_stay_after_an_exception_where_something_is_finished(tmp_path, err
     assert content_of(out) == "old"
     if has_finished:
         assert names(tmp_path) == ["change.tif", "change.tif.partial"]
-        assert content_of(partial_of(out) / "part") == "part"
+        assert content_of(parts_in(out) / "part") == "part"
         assert raised.value.__notes__ == [
             f"What is finished is kept in {partial_of(out)}; --resume (resume=True) goes on with it."
         ]
@@ -301,7 +305,7 @@ def test_resuming_begins_anew_where_nothing_was_left(tmp_path, left):
         (partial_of(out) / "lock").touch()
         (partial_of(out) / "owner").write_text(f"{socket.gethostname()} 4711")
     with growing_output(out, STARTED, resume=True) as growth:
-        assert Manifest.read(growth.folder / "manifest.json") == STARTED
+        assert Manifest.read(partial_of(out) / "manifest.json") == replace(STARTED, parts=growth.folder.name)
     assert names(tmp_path) == []
 
 
@@ -319,16 +323,70 @@ def test_resuming_begins_anew_where_nothing_was_left(tmp_path, left):
 def test_parts_of_another_run_are_refused_and_stay(tmp_path, manifest, says):
     out = tmp_path / "change.tif"
     partial = make(partial_of(out), "folder", "finished")
+    (partial / "lock").touch()
     if manifest == "other":
         Manifest({"padding": 8}, "toy.emd").write(partial / "manifest.json")
     elif manifest is not None:
         (partial / "manifest.json").write_text(manifest)
-    before = {path: path.read_bytes() for path in partial.iterdir()}
+    before = {path: path.read_bytes() for path in partial.iterdir() if path.name != "lock"}
     with pytest.raises(OutputExistsError, match=f"{says}.*--overwrite"), growing_output(out, STARTED, resume=True):
         pass
     assert {path: path.read_bytes() for path in partial.iterdir() if path.name != "lock"} == before
     with growing_output(out, REPLACING) as growth:
         assert not (growth.folder / "content").exists()
+
+
+def test_what_a_run_before_may_still_write_does_not_come_in(tmp_path):
+    out = tmp_path / "change.tif"
+    with pytest.raises(KeyboardInterrupt), growing_output(out, STARTED) as growth:
+        growth.has_finished = lambda: True
+        raise KeyboardInterrupt
+    late = growth.folder / "0_0.tif"
+    with growing_output(out, REPLACING) as growth:
+        with pytest.raises(FileNotFoundError):
+            late.write_text("of the run before")
+        assert names(growth.folder) == []
+
+
+@pytest.mark.parametrize("options", [{"started": REPLACING}, {"started": STARTED, "resume": True}])
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_folder_of_the_users_is_no_folder_of_parts(tmp_path, kind, options):
+    out, theirs = tmp_path / "change.tif", tmp_path / "photos"
+    make(theirs if kind == "link" else partial_of(out), "folder", "theirs")
+    if kind == "link":
+        partial_of(out).symlink_to(theirs)
+    with pytest.raises(OutputExistsError, match="is not what an interrupted run left"):
+        growing_output(out, **options).__enter__()
+    assert content_of(partial_of(out)) == "theirs"
+    assert names(partial_of(out)) == ["content"]
+
+
+def test_old_result_is_put_back_where_a_run_was_killed_in_the_very_moment_of_replacing_it(tmp_path):
+    out = make(tmp_path / "change.zarr", "folder", "old")
+    with pytest.raises(KeyboardInterrupt), growing_output(out, REPLACING) as growth:
+        growth.has_finished = lambda: True
+        out.replace(growth.folder / "old")
+        raise KeyboardInterrupt
+    with pytest.raises(OSError, match="full"), growing_output(out, REPLACING):
+        raise OSError("the disk is full")
+    assert content_of(out) == "old"
+
+
+@pytest.mark.parametrize("side", [".aux.xml", ".msk", ".ovr"])
+def test_what_would_be_read_with_a_new_result_is_refused_and_not_removed_unasked(tmp_path, side):
+    (tmp_path / f"change.tif{side}").write_text("theirs")
+    with pytest.raises(OutputExistsError, match=rf"change\.tif\{side} would be read with"):
+        check_output(tmp_path / "change.tif", TIF, overwrite=False)
+    assert names(tmp_path) == [f"change.tif{side}"]
+    check_output(tmp_path / "change.tif", TIF, overwrite=True)
+
+
+@pytest.mark.parametrize("given", ["a.zarr#red,green", "*.zarr", "**/*.zarr", "./[ab].zarr"])
+def test_input_is_never_the_output_where_a_part_or_a_pattern_was_asked_for(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    (make(tmp_path / "a.zarr", "folder", "input") / "zarr.json").touch()
+    with pytest.raises(OutputExistsError, match="is one of the inputs"):
+        check_output("a.zarr", (".zarr",), overwrite=True, provenance={"from_raster": given})
 
 
 def test_beginning_anew_and_going_on_are_not_asked_for_at_once(tmp_path):

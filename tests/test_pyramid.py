@@ -17,7 +17,7 @@ import zarr
 import zarr_cm
 from affine import Affine
 from click.testing import CliRunner
-from conftest import TRANSFORM
+from conftest import TRANSFORM, parts_in
 from hypothesis import given
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
@@ -30,7 +30,6 @@ from geodl_dask.blocks import stands_alone
 from geodl_dask.classes import ClassTable, ModelClass
 from geodl_dask.cli import cli
 from geodl_dask.errors import BlockFailedError, MissingDependencyError, OutputExistsError
-from geodl_dask.outputs import partial_of
 from geodl_dask.pyramid import halved, levels_of, most_frequent_of_four
 from geodl_dask.rasters import open_raster
 from geodl_dask.zarr_store import write_zarr
@@ -221,7 +220,7 @@ def test_run_that_ended_in_the_pyramid_goes_on_there(tmp_path, monkeypatch, zarr
     assert "--resume" in raised.value.__notes__[0]
     assert not out.exists()
     arrays = ("change", "ovr_2x/change", "ovr_4x/change")
-    before = {array: written_of(block_files(partial_of(out) / "store.zarr" / array)) for array in arrays}
+    before = {array: written_of(block_files(parts_in(out) / "store.zarr" / array)) for array in arrays}
     assert [len(each) for each in before.values()] == [25, 9, 1]
     write_zarr(change_raster(values), out, resume=True, **options)
     for array, states in before.items():

@@ -19,7 +19,7 @@ import rasterio
 import rioxarray
 import xarray as xr
 from click.testing import CliRunner
-from conftest import write_definition, write_raster
+from conftest import parts_in, write_definition, write_raster
 from test_cli import COMMAND, heeding_interrupts, settings_of_the_command_end_with_it  # noqa: F401
 
 from geodl_dask import change as change_module
@@ -69,15 +69,17 @@ def sides_of(out: Path) -> list[Path]:
 def parts_of(out: Path) -> dict[tuple[int, int], tuple[int, int]]:
     """The finished blocks of a run, by what tells whether a file was written anew."""
     if out.suffix == ".zarr":
-        files = {(int(path.parent.name), int(path.name)): path for path in partial_of(out).glob("*/*/c/*/*[0-9]")}
+        files = {
+            (int(path.parent.name), int(path.name)): path for path in partial_of(out).glob("parts-*/*/*/c/*/*[0-9]")
+        }
     else:
-        files = {tuple(map(int, path.stem.split("_"))): path for path in partial_of(out).glob("*_*.tif")}
+        files = {tuple(map(int, path.stem.split("_"))): path for path in partial_of(out).glob("parts-*/*_*.tif")}
     return {index: (path.stat().st_ino, path.stat().st_mtime_ns) for index, path in files.items()}
 
 
 def part(out: Path, row: int, col: int) -> Path:
     place = f"store.zarr/change/c/{row}/{col}" if out.suffix == ".zarr" else f"{row}_{col}.tif"
-    return partial_of(out) / place
+    return parts_in(out) / place
 
 
 def files_in(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -231,7 +233,7 @@ def test_run_that_ended_in_the_last_pass_goes_on_there(place, models, tmp_path, 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(cog, "_translate", die_half_way)
         write_cog(by_files(place, models), out)
-    assert (partial_of(out) / "finished.tif").stat().st_size == 500
+    assert (parts_in(out) / "finished.tif").stat().st_size == 500
     assert not out.exists()
     computed.clear()
     written = write_cog(by_files(place, models), out, resume=True)

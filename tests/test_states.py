@@ -22,6 +22,7 @@ from servers import serving, serving_s3
 
 from geodl_dask.rasters import open_raster, open_single
 from geodl_dask.rasters.mosaic import mosaic_of_files
+from geodl_dask.rasters.network import without_secrets
 from geodl_dask.rasters.remote import MOST_ASKED, look_at_all, url_of
 from geodl_dask.rasters.states import state_of
 
@@ -252,3 +253,22 @@ def test_object_in_a_bucket_stays_until_it_is_written_anew(folder, monkeypatch):
 )
 def test_gdals_names_are_urls(name, url):
     assert url_of(name) == url
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://host/a.tif?token=S3CR&band=2", "https://host/a.tif?token=...&band=2"),
+        ("https://me:S3CR@host/a.tif", "https://host/a.tif"),
+        ("s3://b/a.tif?X-Amz-Signature=S3CR&X-Amz-Expires=60", "s3://b/a.tif?X-Amz-Signature=...&X-Amz-Expires=..."),
+        ("https://h/a?sv=2024&sig=S3%2FCR#layer", "https://h/a?sv=...&sig=...#layer"),
+        (
+            "from_raster https://h/a.tif?key=S3CR: GeoTIFF, 3 band(s)",
+            "from_raster https://h/a.tif?key=... GeoTIFF, 3 band(s)",
+        ),
+        ("https://h/wms?layers=roads&styles=", "https://h/wms?layers=roads&styles="),
+        ("a monkey=7 in C:\\maps", "a monkey=7 in C:\\maps"),
+    ],
+)
+def test_what_is_told_of_an_address_opens_no_doors(text, shown):
+    assert without_secrets(text) == shown

@@ -11,7 +11,7 @@ import rioxarray  # noqa: F401
 import xarray as xr
 import zarr
 from click.testing import CliRunner
-from conftest import TRANSFORM
+from conftest import TRANSFORM, parts_in
 from hypothesis import given
 from hypothesis import strategies as st
 from test_resume import files_in, stop_after
@@ -21,7 +21,6 @@ from geodl_dask import zarr_store
 from geodl_dask.classes import ClassTable
 from geodl_dask.cli import cli
 from geodl_dask.errors import OutputError, OutputExistsError
-from geodl_dask.outputs import partial_of
 from geodl_dask.rasters import open_raster
 from geodl_dask.tiling import Window
 from geodl_dask.zarr_store import ZarrBlocks, chunk_of, write_zarr
@@ -60,7 +59,7 @@ def interrupted(out: Path, values: np.ndarray, **options) -> dict[tuple[int, int
     """The blocks that a run has finished before it was stopped."""
     with pytest.raises(KeyboardInterrupt):
         write_zarr(change_raster(values), out, progress=stop_after(4), **options)
-    files = block_files(partial_of(out) / "store.zarr" / "change")
+    files = block_files(parts_in(out) / "store.zarr" / "change")
     assert 4 <= len(files) < BLOCKS
     return files
 
@@ -162,8 +161,8 @@ def test_store_of_the_other_format_is_not_gone_on_with(tmp_path, then):
         write_zarr(change_raster(values), out, resume=True, zarr_format=then)
     after = files_in(tmp_path)
     assert {path: after[path] for path in before} == before
-    assert (partial_of(out) / "store.zarr" / ("zarr.json" if then == 2 else ".zgroup")).exists()
-    assert not (partial_of(out) / "store.zarr" / ("zarr.json" if then == 3 else ".zgroup")).exists()
+    assert (parts_in(out) / "store.zarr" / ("zarr.json" if then == 2 else ".zgroup")).exists()
+    assert not (parts_in(out) / "store.zarr" / ("zarr.json" if then == 3 else ".zgroup")).exists()
     write_zarr(change_raster(values), out, overwrite=True, zarr_format=then)
     assert zarr.open_array(out / "change").metadata.zarr_format == then
 

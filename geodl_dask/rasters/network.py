@@ -6,6 +6,7 @@ Pixels are read by GDAL. Only what the user named, and what that names in turn, 
 from __future__ import annotations
 
 import json
+import re
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 from urllib.error import HTTPError
@@ -22,6 +23,19 @@ LARGEST_DOCUMENT = 64 * 2**20
 
 CLOUDS = {"s3": "vsis3", "gs": "vsigs", "az": "vsiaz", "oss": "vsioss"}
 """URL schemes of object storage, and GDAL's file systems for them, which take their settings from the environment."""
+
+
+_SECRET = re.compile(
+    r"([?&;](?:x-(?:amz|goog)-[a-z-]+|(?:access_?|auth_?)?token|api_?key|subscription-key|key|sig|signature|password|"
+    r"secret|awsaccesskeyid|googleaccessid|expires|se|sp|st|sv|sr|spr|skoid|sktid|skt|ske|sks|skv)=)[^&#;\s]*",
+    re.IGNORECASE,
+)
+"""What opens doors in a query, signatures among them, which also change from day to day."""
+
+
+def without_secrets(text: str) -> str:
+    """A text in which URLs may stand, without passwords, keys and signatures in them."""
+    return _SECRET.sub(r"\1...", re.sub(r"(?<=://)[^/@\s]*@", "", text))
 
 
 def gdal_name(url: str) -> str:
