@@ -225,9 +225,7 @@ def _plain(value: Any) -> Any:
 
 
 def found_attrs(attrs: Mapping[str, Any], tally: Tally, blocks: da.Array) -> dict[str, Any]:
-    """Attributes that a finished raster gets: a class table with all that was found, where the rasters are by now, and
-    which blocks failed.
-    """
+    """Attributes that a finished raster gets: a class table of all that was found, inputs as by now, failed blocks."""
     listed = list_values(attrs, tally.pixels)
     failed = [[each.row_off, each.col_off, each.height, each.width] for each in _failed(tally, blocks)]
     known = {key: listed[key] for key in (*TABLE_ATTRS, *sorted(INPUT_ATTRS)) if key in listed}
