@@ -44,7 +44,7 @@ def dask_processes(workers: int = 1) -> Iterator[tuple[str, psutil.Process]]:
 def _start(stack: ExitStack, module: str, *words: str) -> psutil.Process:
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     running = subprocess.Popen(
-        [sys.executable, "-m", f"distributed.cli.{module}", *words, "--no-dashboard"],
+        [sys.executable, "-m", f"distributed.cli.{module}", *words, "--dashboard-address", "127.0.0.1:0"],
         stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": paths},
     )  # fmt: skip
     stack.callback(_end, running)
