@@ -113,7 +113,7 @@ def check_output(
     named = (
         [str(provenance[key]) for key in _INPUTS if isinstance(provenance.get(key), str | Path)] if provenance else []
     )
-    if any(_share_files(out, Path(each)) if url is None else overlaps(url, each) for each in named):
+    if any(_share_files(out, each) if url is None else overlaps(url, each) for each in named):
         raise OutputExistsError(
             f"The output {path} is one of the inputs, lies in one or holds one; choose another name."
         )
@@ -365,12 +365,15 @@ def _is_replaceable(out: Path) -> bool:
     return out.suffix.lower() == ".zarr" and is_store
 
 
-def _share_files(out: Path, given: Path) -> bool:
+def _share_files(out: Path, given: str) -> bool:
     """Whether writing ``out`` would replace an input, a file of an input that is a folder, or what holds an input."""
-    if "#" in str(given) and not given.exists():  # after which variables are chosen
-        return _share_files(out, Path(str(given).rpartition("#")[0]))
-    if glob.has_magic(str(given)) and not given.exists():
-        return any(_share_files(out, Path(each)) for each in glob.iglob(str(given), recursive=True))  # noqa: PTH207  # a pattern may be absolute
+    names = {given, given.rpartition("#")[0]}  # after which variables or a layer are chosen
+    if glob.has_magic(given):
+        names.update(glob.iglob(given, recursive=True))  # noqa: PTH207  # a pattern may be absolute
+    return any(_is_or_holds(out, Path(name)) for name in names if name)
+
+
+def _is_or_holds(out: Path, given: Path) -> bool:
     try:
         given_place, out_place = given.resolve(), out.resolve()
         return any(each.samefile(out) for each in (given_place, *given_place.parents)) or any(
