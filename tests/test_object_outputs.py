@@ -25,7 +25,7 @@ from moto.server import ThreadedMotoServer
 from obstore.exceptions import PermissionDeniedError
 from obstore.store import LocalStore, S3Store
 from servers import serving, serving_s3
-from test_cli import settings_of_the_command_end_with_it  # noqa: F401
+from test_cli import heeding_interrupts, settings_of_the_command_end_with_it  # noqa: F401
 from zarr.storage import ObjectStore
 
 from geodl_dask import change as change_module
@@ -603,7 +603,9 @@ def test_parts_that_outlived_their_upload_are_removed(change, bucket, monkeypatc
 
 
 @pytest.mark.parametrize("ends", ["server", "user"])
-def test_file_of_several_pieces_appears_at_once_or_not_at_all(ends, mortal, monkeypatch, tmp_path):
+def test_file_of_several_pieces_appears_at_once_or_not_at_all(
+    ends, mortal, monkeypatch, tmp_path, heeding_interrupts  # noqa: F811
+):  # fmt: skip
     server, bucket = mortal
     monkeypatch.setattr(uploads, "_PIECE_BYTES", 5 * 2**20)
     monkeypatch.setattr(uploads, "_PIECES_AT_ONCE", 1)
