@@ -575,9 +575,14 @@ def test_ended_process_is_gone_on_with(
     output, number, large, undisturbed, tmp_path, computed, heeding_interrupts  # noqa: F811
 ):  # fmt: skip
     out = tmp_path / output
-    running = start(large, out)
-    wait_for_blocks(running, out, 20)
-    end(running, number)
+    for _ in range(5):
+        running = start(large, out)
+        wait_for_blocks(running, out, 20)
+        end(running, number)
+        if not out.exists():
+            break
+        for left in (out, *tmp_path.glob(f"{out.name}.*")):  # on a busy machine it may have been whole before
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
     assert not out.exists()
     assert (partial_of(out) / "owner").exists() == (number == signal.SIGKILL)
     check_resumed(large, out, undisturbed, computed)
