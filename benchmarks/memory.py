@@ -25,13 +25,14 @@ from geodl_dask.demo import prepare_demo
 STRIP = 1024
 
 
-def lay_out(source: Path, target: Path, size: int) -> None:
-    """A size x size GeoTIFF of the source's pixels, again and again."""
+def lay_out(source: Path, target: Path, size: int, **creation: object) -> None:
+    """A size x size GeoTIFF of the source's pixels, again and again; uncompressed unless ``creation`` says more."""
     with rasterio.open(source) as dataset:
         image = dataset.read()
         profile = dataset.profile
     columns = np.arange(size) % image.shape[2]
-    profile.update(width=size, height=size, transform=from_origin(500_000, 5_400_000, 0.5, 0.5), compress=None)
+    profile.update(width=size, height=size, transform=from_origin(500_000, 5_400_000, 0.5, 0.5))
+    profile.update({"compress": None, **creation})
     with rasterio.open(target, "w", **profile, bigtiff="if_safer") as out:
         for row in range(0, size, STRIP):
             rows = np.arange(row, min(row + STRIP, size)) % image.shape[1]

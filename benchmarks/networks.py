@@ -91,7 +91,7 @@ def write_model(name: str, padding: int, folder: Path) -> Path:
     definition = {
         "Framework": "PyTorch", "ModelType": "ImageClassification", "ModelFile": f"{name}.pt",
         "ImageHeight": TILE_PX, "ImageWidth": TILE_PX, "ExtractBands": [0, 1, 2, 3, 4, 5],
-        "padding": padding, "BatchSize": 4,
+        "Padding": padding, "BatchSize": 4,
         "Classes": [
             {"Value": CLASS_VALUES[0], "Name": "No change", "Color": [220, 220, 220]},
             {"Value": CLASS_VALUES[1], "Name": "Change", "Color": [220, 40, 40]},
