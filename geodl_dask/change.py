@@ -20,7 +20,8 @@ from .arguments import boolean_argument, parse_arguments
 from .confidence import CONFIDENCE, Confidence, ConfidenceType, plan_confidence, require_confidence_type
 from .definition import load_definition
 from .devices import Processor
-from .kernel import Inference, infer_block, infer_windowed_block, runner_of_process, wanted_by
+from .kernel import Inference, infer_block, infer_windowed_block, model_of_process, wanted_by
+from .prediction import TileSize, plan_prediction, wanted_run
 from .rasters import (
     Bands,
     Chunks,
@@ -36,7 +37,7 @@ from .rasters import (
     request_grid,
 )
 from .rasters.network import without_secrets
-from .runners import Runner, RunnerSpec, choose_kind, require_trust
+from .runners import Precision, Runner, RunnerSpec, choose_kind, require_torch_options, require_trust
 from .tiling import Window, plan_blocks
 
 Arguments = str | Mapping[str, object] | Iterable[tuple[str, object]] | None
@@ -56,15 +57,19 @@ def detect_change(
     to_bands: Bands = None,
     mask: RasterLike | None = None,
     confidence: ConfidenceType | None = None,
+    tile_size: TileSize = "auto",
+    precision: Precision = "float32",
+    compiled: bool = False,
     **grid: Unpack[GridOptions],
 ) -> xr.DataArray | xr.Dataset:
-    """What changed between two rasters, as a lazy classified raster. Nothing is computed, no pixel is read.
+    """What changed between two rasters, as a lazy classified raster. Nothing of it is computed yet.
 
     from_raster, to_raster : the earlier and the later image: path, URL, DataArray, or Dataset of one variable.
     model : ``.emd`` file, ``.dlpk`` package, ``.ecd`` or JSON text.
     arguments : model arguments, ``"padding 64;batch_size 16"``, a dict or pairs.
     trust_code : whether Python code that the model brings may run.
-    runner : who runs the model; ``"auto"`` is its own raster function where it names one.
+    runner : who runs the model; ``"auto"`` is its own raster function where it names one, and is no change detector of
+        arcgis.learn's.
     processor : ``"auto"`` (a GPU where there is one), ``"cpu"`` or ``"gpu"``.
     chunks : side of a block in pixels, rounded down to whole strides of the model's tiles.
     from_bands, to_bands : numbers from 1 or names of the bands, in the order in which the model takes them; None: all.
@@ -73,6 +78,11 @@ def detect_change(
         models that give scores: ``"uint8"`` and ``"uint16"`` by scale and offset, and no narrower than the classes;
         ``"float32"``, which alone can hold the distance that some models give instead. The model argument
         ``return_probability_raster True`` means the narrowest that can.
+    tile_size : how much a native model is given at once. ``"auto"`` joins tiles where a probe, on noise and on four
+        tiles of these rasters, shows that it makes no difference but rounding; ``"model"`` keeps the model's tiles; a
+        number of pixels is the side up to which they are joined, refused where it would make a difference.
+    precision : in which torch computes, ``"bfloat16"`` or ``"float16"`` by autocast; how many pixels of a tile get
+        another class is logged. compiled : whether torch compiles the network (torch.export files) on its first tile.
     grid : what the result's grid shall be in the place of the from raster's. ``like``: that of another raster.
         ``output_crs``: ``"EPSG:32633"``. ``cell_size``: a number, two (width, height), or a raster. ``extent``: xmin,
         ymin, xmax, ymax in the output's CRS, or a raster. ``snap_raster``: the raster whose pixel corners the result's
@@ -84,12 +94,13 @@ def detect_change(
     time of its files (``raster_states``). A pixel is nodata where either raster has no observation or the mask leaves
     it out. With confidence it is a Dataset of the variables ``change`` and ``confidence``, which is as it is kept: its
     attributes hold ``scale_factor`` and ``add_offset``, by which xarray.decode_cf gives 0 to 1.
-    The model is loaded once, to see that it takes these rasters.
+    The model is loaded once, to see that it takes these rasters; of rasters that are files, four tiles are read.
     Raises a RequestError (see `geodl_dask.errors`) that says what is wrong.
     """
     stack = open_pair(from_raster, to_raster, request_grid(grid), from_bands=from_bands, to_bands=to_bands, mask=mask)
     places = {"from_raster": stack.rasters[0].name, "to_raster": stack.rasters[1].name}
-    inference = _plan(stack, model, arguments, trust_code, runner, processor, chunks, confidence)
+    spec = _specify(stack, model, arguments, trust_code, runner, precision=precision, compiled=compiled)
+    inference = _plan(stack, spec, processor, chunks, confidence, tile_size)
     return _label(_build(inference, stack), "change", places | _paths(mask=mask, **grid), inference, stack)
 
 
@@ -105,6 +116,9 @@ def classify_raster(
     bands: Bands = None,
     mask: RasterLike | None = None,
     confidence: ConfidenceType | None = None,
+    tile_size: TileSize = "auto",
+    precision: Precision = "float32",
+    compiled: bool = False,
     **grid: Unpack[GridOptions],
 ) -> xr.DataArray | xr.Dataset:
     """The class of each pixel of one raster, as a lazy classified raster, by the same path as `detect_change`.
@@ -113,7 +127,8 @@ def classify_raster(
     what is returned, is as in `detect_change`, but for the variable's name, which is ``class``.
     """
     stack = open_single(raster, request_grid(grid), bands=bands, mask=mask)
-    inference = _plan(stack, model, arguments, trust_code, runner, processor, chunks, confidence)
+    spec = _specify(stack, model, arguments, trust_code, runner, precision=precision, compiled=compiled)
+    inference = _plan(stack, spec, processor, chunks, confidence, tile_size)
     places = {"raster": stack.rasters[0].name} | _paths(mask=mask, **grid)
     return _label(_build(inference, stack), "class", places, inference, stack)
 
@@ -124,29 +139,49 @@ def _paths(*, mask: Any = None, like: Any = None, snap_raster: Any = None, **oth
     return {name: os.fspath(each) for name, each in given.items() if isinstance(each, str | os.PathLike)}
 
 
-def _plan(
+def _specify(
     stack: RasterStack,
     model: str | os.PathLike[str],
     arguments: Arguments,
     trust_code: bool,
     runner: str,
-    processor: Processor,
-    chunks: int | Literal["auto"],
-    confidence: ConfidenceType | None,
-) -> Inference:
-    """Everything that is decided before a block is computed; loads the model once, to see that it takes the rasters."""
-    if confidence is not None:
-        require_confidence_type(confidence)
+    *,
+    precision: Precision,
+    compiled: bool,
+) -> RunnerSpec:
+    """Which model is to run, and how, before any of it is loaded."""
     definition = load_definition(model)
     kind = choose_kind(definition, runner)
     require_trust(definition, kind, trust_code=trust_code)
     given = tuple(parse_arguments(arguments).items())
     count: Literal[1, 2] = 2 if len(stack.rasters) == 2 else 1
-    spec = RunnerSpec(definition, kind, stack.band_count, stack.dtype, given, raster_count=count)
-    loaded, _ = runner_of_process(spec, processor)
+    spec = RunnerSpec(
+        definition, kind, stack.band_count, stack.dtype, given, raster_count=count, precision=precision,
+        compiled=compiled,
+    )  # fmt: skip
+    require_torch_options(spec)
+    return spec
+
+
+def _plan(
+    stack: RasterStack,
+    spec: RunnerSpec,
+    processor: Processor,
+    chunks: int | Literal["auto"],
+    confidence: ConfidenceType | None,
+    tile_size: TileSize,
+) -> Inference:
+    """Everything that is decided before a block is computed; loads the model once, to see that it takes the rasters."""
+    if confidence is not None:
+        require_confidence_type(confidence)
+    loaded = model_of_process(spec, processor)
+    tile, shape_yx = loaded.runner.tile, stack.grid.shape.yx
+    prediction = plan_prediction(loaded, spec, processor, tile_size, stack)
     return Inference(
-        replace(spec, output=loaded.output), processor, plan_blocks(stack.grid.shape.yx, loaded.tile, chunks),
-        _plan_confidence(confidence, spec, loaded),
+        replace(spec, output=loaded.runner.output), processor,
+        plan_blocks(shape_yx, tile, chunks, wanted_run(spec, tile, tile_size)),
+        prediction,
+        _plan_confidence(confidence, spec, loaded.runner),
     )  # fmt: skip
 
 
@@ -268,6 +303,8 @@ def _label(
         **({} if stack.mask is None else {"mask": without_secrets(stack.mask.name)}),
         "rasters": [without_secrets(account) for account in stack.accounts],
         "raster_states": [without_secrets(state) for state in stack.states],
+        **({} if spec.precision == "float32" else {"precision": spec.precision}),
+        "prediction": inference.prediction.account,
         "tile_size": list(plan.tile.size_yx),
         "padding": plan.tile.padding,
         "geodl_dask_version": __version__,

@@ -24,16 +24,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class _Chunks(click.ParamType[Any]):
-    """Pixels, or ``auto``."""
+class _Pixels(click.ParamType[Any]):
+    """A number of pixels, or a word."""
 
-    name = "PX|auto"
+    def __init__(self, *words: str) -> None:
+        self._words = words
+        self.name = "|".join(["PX", *words])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "auto" or isinstance(value, int):
+        if value in self._words or isinstance(value, int):
             return value
         if not value.isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither a number of pixels above 0 nor auto", param, ctx)
+            self.fail(f"{value!r} is neither a number of pixels above 0 nor {' or '.join(self._words)}", param, ctx)
         return int(value)
 
 
@@ -80,7 +82,8 @@ def _run_options(command: Any) -> Any:
         click.option("--trust-code", is_flag=True, help="The Python that the model brings may run, with your rights."),
         click.option(
             "--runner", type=click.Choice(["auto", "native", "raster-function"]), default="auto", show_default=True,
-            help="Who runs the model: its own raster function, or geodl-dask.",
+            help="Who runs the model: its own raster function, or geodl-dask; auto is the former where there is one, "
+            "except for change detectors of arcgis.learn.",
         ),
         click.option(
             "--processor-type", type=click.Choice(["auto", "cpu", "gpu"], case_sensitive=False), default="auto",
@@ -110,7 +113,18 @@ def _run_options(command: Any) -> Any:
             "--confidence", type=click.Choice(["uint8", "uint16", "float32"]),
             help="Keep the probability of each pixel's class too: a second band or variable of this type.",
         ),
-        click.option("--chunks", type=_Chunks(), default="auto", show_default=True, help="Side of a block, pixels."),
+        click.option(
+            "--tile-size", type=_Pixels("auto", "model"), default="auto", show_default=True,
+            help="How much a network is given at once: auto joins tiles where that changes nothing.",
+        ),
+        click.option(
+            "--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
+            help="In which torch computes; how many pixels then get another class is said.",
+        ),
+        click.option("--compile", "compiled", is_flag=True, help="Let torch compile the network (torch.export files)."),
+        click.option(
+            "--chunks", type=_Pixels("auto"), default="auto", show_default=True, help="Side of a block, pixels."
+        ),
         click.option(
             "--zarr-format", type=click.Choice([2, 3]), help="Version of a Zarr store: 3 unless said, 2 for older GIS."
         ),
@@ -187,6 +201,8 @@ def _run(
     if not quiet:
         for account in layers_of(result)[0].attrs["rasters"]:
             err.print(account, soft_wrap=True)
+        account = layers_of(result)[0].attrs["prediction"]
+        err.print(account[:1].upper() + account[1:], soft_wrap=True)
     _log_plan(layers_of(result)[0])
     with _client(workers, gpus, quiet=quiet):
         written = write_showing_progress(write, result, output, overwrite=overwrite, quiet=quiet)
@@ -308,6 +324,5 @@ def _writer_of(
 
 def _log_plan(change: xr.DataArray) -> None:
     (heights, widths), told = change.chunks or ((), ()), change.attrs
-    tile = " x ".join(map(str, told["tile_size"]))
-    log.info("%s (%s): tiles of %s pixels, padding %s", told["model"], told["runner"], tile, told["padding"])
+    log.info("%s (%s): %s, padding %s", told["model"], told["runner"], told["prediction"], told["padding"])
     log.info("%s x %s blocks of up to %s x %s pixels", len(heights), len(widths), max(heights), max(widths))

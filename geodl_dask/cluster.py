@@ -15,6 +15,7 @@ from distributed import Client, Worker, WorkerPlugin
 from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.registry import get_backend
 
+from .allocator import keep_freed_memory
 from .errors import RequestError
 
 GPU_WORKER_THREADS = 3
@@ -56,7 +57,7 @@ def connect(cluster: str = "local", *, workers: int | None = None, gpus: Sequenc
         scheduler_kwargs={"dashboard": bool(importlib.util.find_spec("bokeh"))},
     )
     if has_processes:
-        client.register_plugin(_InterruptsAreForTheClient())
+        client.register_plugin(_LocalWorker())
     if gpus:
         client.register_plugin(_OneGpuEach(tuple(gpus)))
     return client
@@ -88,14 +89,18 @@ class _OneGpuEach(WorkerPlugin):
         os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[int(worker.name)]
 
 
-class _InterruptsAreForTheClient(WorkerPlugin):
-    """Ctrl-C reaches every process of a terminal: worker processes leave it to the client, which closes them."""
+class _LocalWorker(WorkerPlugin):
+    """Ctrl-C reaches every process of a terminal: worker processes leave it to the client, which closes them.
 
-    name = "interrupts-are-for-the-client"
+    And the memory that networks free is kept, which must be settled before there are threads.
+    """
+
+    name = "local-worker"
 
     def setup(self, worker: Worker) -> None:
         """Runs in the main thread of a worker process."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        keep_freed_memory()
 
 
 def dashboard_of(client: Client) -> str | None:

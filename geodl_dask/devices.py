@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Literal, NamedTuple
 
+import psutil
+
 from .errors import DeviceError
 
 Processor = Literal["auto", "cpu", "gpu"]
@@ -41,6 +43,15 @@ def choose_device(processor: Processor = "auto") -> Literal["cpu", "cuda"]:
             "torch is a CUDA build, or ask for the processor type cpu."
         )
     return "cpu"
+
+
+def memory_share(device: Literal["cpu", "cuda"]) -> int:
+    """Bytes that one prediction may take: of a GPU 0.4 of what is free, of a CPU a core's share of half the memory."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0] * 0.4)
+    return int(psutil.virtual_memory().available // 2 // (os.cpu_count() or 1))
 
 
 def visible_gpus() -> tuple[str, ...]:

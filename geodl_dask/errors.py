@@ -19,6 +19,7 @@ GeodlError
 └── RunError                     the run failed (exit status 1)
     ├── RasterReadError          a window of a raster could not be read
     ├── InferenceError           the model raised, or answered with something it must not
+    │   └── MemoryShortageError  there is not memory enough for what the model was given at once
     ├── BlockFailedError         a block kept failing; says which and why
     └── SchedulerLostError       the Dask scheduler does not answer any more
 
@@ -104,6 +105,10 @@ class RasterReadError(RunError, OSError):
 
 class InferenceError(RunError, RuntimeError):
     """The model raised, or answered with something that it must not."""
+
+
+class MemoryShortageError(InferenceError, MemoryError):
+    """There is not memory enough for what the model was given at once."""
 
 
 class BlockFailedError(RunError, RuntimeError):

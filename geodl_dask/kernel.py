@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, reduce
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from .classes import ClassTable
+from .allocator import is_memory_shortage
 from .confidence import Confidence, confidence_of, join_layers, pair_type
-from .devices import Processor, choose_device
-from .errors import InferenceError
+from .decision import decide
+from .devices import Processor, choose_device, memory_share
 from .rasters import WindowedRaster
-from .runners import Batch, Runner, RunnerSpec, load_runner
-from .tiling import BlockPlan, Window, crop_to_core, tile_views
+from .runners import Batch, Locality, Runner, RunnerSpec, load_runner
+from .tiling import BlockPlan, TileRun, TileSpec, Window, crop_to_core, tile_runs
+
+log = logging.getLogger(__name__)
+
+_UNLIMITED = 1 << 62
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How much a model is given at once."""
+
+    run: int = 1
+    """Tiles a side that are predicted as one; more than 1 only where that is known to change nothing."""
+    bytes_per_px: float = 0.0
+    """Memory that a prediction takes for each pixel of its input; 0: not known."""
+    account: str = ""
+    """The same, for people."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,8 @@ class Inference:
     """What it may run on."""
     plan: BlockPlan
     """The tile lattice, and the blocks."""
+    prediction: Prediction = Prediction()
+    """How much of that the model is given at once."""
     confidence: Confidence | None = None
     """How the confidence of each class is kept; None: it is not wanted."""
 
@@ -62,7 +82,7 @@ def infer_windowed_block(
     if wanted is not None and not wanted.any():
         return np.full(wanted.shape, inference.blank)
     images, masks = zip(*(raster.read(window) for raster in rasters), strict=True)
-    return infer_block(inference, core, images, np.logical_and.reduce(masks), wanted)
+    return infer_block(inference, core, images, reduce(np.logical_and, masks), wanted)
 
 
 def wanted_by(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -86,64 +106,117 @@ def infer_block(
     Returns (y, x) over the core in the inference's dtype, nodata where not valid or not wanted.
     Raises InferenceError.
     """
-    plan = inference.plan
-    runner, lane = runner_of_process(inference.spec, inference.processor)
-    fill = plan.fill(core)
-    valid = np.pad(valid, fill)
-    tiles = _Tiles(
-        tuple(tile_views(_filled(pixels, fill, valid, inference), plan.tile) for pixels in images),
-        tile_views(valid, plan.tile),
-        plan.origins(core),
-    )
-    (rows, cols), (height, width) = plan.tiles_yx(core), plan.tile.stride_yx
-    values = np.full((rows * cols, height, width), inference.blank)
-    asked = crop_to_core(tiles.valid.reshape(-1, *plan.tile.size_yx), plan.tile)
+    plan, tile = inference.plan, inference.plan.tile
+    fill, (rows, cols) = plan.fill(core), plan.tiles_yx(core)
+    valid = _padded(valid, fill)
+    block = _Block(tuple(_filled(pixels, fill, valid, inference) for pixels in images), valid, core, tile)
+    asked = crop_to_core(valid, TileRun(0, 0, rows, cols).merged(tile))
     if wanted is not None:
-        asked = asked & _by_tile(wanted, rows, cols, plan.tile.stride_yx)
-    for batch, members in tiles.batches(np.flatnonzero(asked.any(axis=(1, 2))), runner.batch_size):
-        with lane:
-            prediction = runner.predict(batch)
-        counts = np.pad(asked[members], ((0, len(prediction) - len(members)), (0, 0), (0, 0)))
-        values[members] = _answer(crop_to_core(prediction, plan.tile), counts, runner, inference)[: len(members)]
-    values[~asked] = inference.blank
-    block = values.reshape(rows, cols, height, width).swapaxes(1, 2).reshape(rows * height, cols * width)
-    return np.ascontiguousarray(block[: core.height, : core.width])
+        asked = asked & _padded(wanted, tuple((0, n - m) for n, m in zip(asked.shape, wanted.shape, strict=True)))
+    is_everywhere = asked.all()
+    values = np.empty(asked.shape, inference.dtype) if is_everywhere else np.full(asked.shape, inference.blank)
+    of_tiles = asked.reshape(rows, tile.stride_yx[0], cols, tile.stride_yx[1]).any(axis=(1, 3))
+    for run, answer in _answers(inference, block, list(tile_runs(of_tiles, tile, inference.prediction.run)), asked):
+        values[run.cores(tile)] = answer
+    if not is_everywhere:
+        values[~asked] = inference.blank
+    return np.ascontiguousarray(values[: core.height, : core.width])
 
 
-def _answer(prediction: np.ndarray, counts: np.ndarray, runner: Runner, inference: Inference) -> np.ndarray:
+def _answers(
+    inference: Inference, block: _Block, runs: list[TileRun], asked: np.ndarray
+) -> Iterator[tuple[TileRun, np.ndarray]]:
+    """Each run, or parts of it, with the class values of its cores: (y, x). Raises InferenceError."""
+    model, tile = loaded_model(inference), block.tile
+    calls = deque(_calls(runs, tile, model))
+    while calls:
+        call = calls.popleft()
+        merged, halves = call[0].merged(tile), _halves(call)
+        size = model.batch_size(merged)  # once: another thread may make it smaller meanwhile
+        if halves and (len(call) > size or merged.area_px > model.room_px):
+            calls.extendleft(reversed(halves))
+            continue
+        counts = np.stack([asked[run.cores(tile)] for run in call])
+        try:
+            with model.runner.lane():
+                prediction = model.runner.predict(block.batch(call, size))
+                answers = _answer(crop_to_core(prediction, merged)[: len(call)], counts, model.runner, inference)
+        except (MemoryError, RuntimeError) as error:
+            if not halves or not is_memory_shortage(error):
+                raise
+            model.shrink(len(call) * merged.area_px // 2, error)
+            calls.appendleft(call)
+        else:
+            yield from zip(call, answers, strict=True)
+
+
+def _calls(runs: list[TileRun], tile: TileSpec, model: LoadedModel) -> Iterator[list[TileRun]]:
+    """Runs of one shape put together, as many as the model takes at a time."""
+    for _, group in groupby(sorted(runs, key=_shape), key=_shape):
+        alike = list(group)
+        size = model.batch_size(alike[0].merged(tile))
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
+
+def _shape(run: TileRun) -> tuple[int, int]:
+    return run.rows, run.cols
+
+
+def _halves(call: list[TileRun]) -> list[list[TileRun]]:
+    """The work of a call as two calls; none where it is one tile."""
+    if len(call) > 1:
+        half = -(-len(call) // 2)
+        return [call[:half], call[half:]]
+    return [] if _shape(call[0]) == (1, 1) else [[run] for run in call[0].halves()]
+
+
+def _answer(prediction: Any, counts: np.ndarray, runner: Runner, inference: Inference) -> np.ndarray:
     """Class values of a prediction, as of `decide`, and, where it is wanted, their confidence: (tile, y, x)."""
     classes = decide(prediction, counts, runner, inference.spec.definition.classes)
     if inference.confidence is None:
         return classes
-    confidence = confidence_of(prediction, counts, runner.output, runner.threshold)
+    scores = prediction if isinstance(prediction, np.ndarray) else prediction.cpu().numpy()
+    confidence = confidence_of(scores, counts, runner.output, runner.threshold)
     return join_layers(classes, inference.confidence.encode(confidence))
 
 
-def decide(prediction: np.ndarray, counts: np.ndarray, runner: Runner, table: ClassTable) -> np.ndarray:
-    """Class values of a prediction.
+@dataclass
+class LoadedModel:
+    """A model in this process, and how much of it may be asked at once."""
 
-    prediction : what ``runner`` gave: scores (tile, class, y, x) or class values (tile, y, x).
-    counts : (tile, y, x) bool, True where the answer counts; elsewhere it may be anything, and so may the result.
-    Returns (tile, y, x) in the table's dtype: the class of the highest score, or, for one score, the class
-    above or below ``runner.threshold``. Raises InferenceError for values that are none.
-    """
-    if runner.returns == "classes":
-        limit, given = np.iinfo(table.dtype).max, prediction[counts]
-        if given.size and (given.min() < 0 or given.max() > limit):
-            raise InferenceError(
-                f"The model answered with values {given.min()} to {given.max()}; {table.dtype} holds 0 to {limit}."
-            )
-        return prediction.astype(table.dtype)
-    if (np.isnan(prediction).any(axis=1) & counts).any():
-        raise InferenceError("The model answered with NaN scores for pixels that are all finite.")
-    if prediction.shape[1] == 1:
-        above, below = table.change_values()
-        return np.where(prediction[:, 0] > runner.threshold, above, below).astype(table.dtype)
-    return np.array(table.values, table.dtype)[prediction.argmax(axis=1)]
+    runner: Runner
+    """The model."""
+    room_px: int = _UNLIMITED
+    """Pixels for which there is memory in one call."""
+    localities: dict[int, Locality] = field(default_factory=dict)
+    """What probes of it have found, by the most tiles a side that were to be joined."""
+
+    def batch_size(self, tile: TileSpec) -> int:
+        """Tiles of one call: as many as the runner wants of its own, as many pixels of others, and no more than fit."""
+        own = self.runner.tile
+        wanted = self.runner.batch_size
+        if tile != own:
+            wanted = max(1, wanted * own.area_px // tile.area_px)
+        return min(wanted, max(1, self.room_px // tile.area_px))
+
+    def shrink(self, room_px: int, cause: BaseException) -> None:
+        """Remember that there was not memory enough, and say so."""
+        if room_px < self.room_px:
+            self.room_px = room_px
+            log.warning("%s It goes on with %s pixels at a time.", cause, f"{room_px:,}")
 
 
-def runner_of_process(spec: RunnerSpec, processor: Processor) -> tuple[Runner, AbstractContextManager[object]]:
-    """This process's runner of a model, loaded once, and what to hold while it predicts (its one lane)."""
+def loaded_model(inference: Inference) -> LoadedModel:
+    """This process's model for an inference, with as much room as this machine has."""
+    model = model_of_process(inference.spec, inference.processor)
+    bytes_per_px = inference.prediction.bytes_per_px
+    if bytes_per_px and model.room_px == _UNLIMITED:
+        model.room_px = int(memory_share(choose_device(inference.processor)) / bytes_per_px)
+    return model
+
+
+def model_of_process(spec: RunnerSpec, processor: Processor) -> LoadedModel:
+    """This process's model, loaded once."""
     with _loading:
         return _load(spec, processor)
 
@@ -152,9 +225,13 @@ _loading = threading.Lock()
 
 
 @lru_cache(maxsize=2)
-def _load(spec: RunnerSpec, processor: Processor) -> tuple[Runner, AbstractContextManager[object]]:
-    runner = load_runner(replace(spec, device=choose_device(processor)))
-    return runner, nullcontext() if runner.is_thread_safe else threading.Lock()
+def _load(spec: RunnerSpec, processor: Processor) -> LoadedModel:
+    return LoadedModel(load_runner(replace(spec, device=choose_device(processor))))
+
+
+def _padded(flags: np.ndarray, fill: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """(y, x) bool with False around."""
+    return np.pad(flags, fill) if any(map(any, fill)) else flags
 
 
 def _filled(
@@ -164,30 +241,27 @@ def _filled(
 
     Every raster gets it where any has no observation, so that no edge looks like a change.
     """
-    padded = np.pad(pixels.astype(inference.spec.pixel_type, copy=False), ((0, 0), *fill))
+    pixels = pixels.astype(inference.spec.pixel_type, copy=False)
+    padded = np.pad(pixels, ((0, 0), *fill)) if any(map(any, fill)) else pixels
     return padded if valid.all() else np.where(valid, padded, padded.dtype.type(0))
 
 
-def _by_tile(core: np.ndarray, rows: int, cols: int, stride_yx: tuple[int, int]) -> np.ndarray:
-    """(y, x) over a core as (tile, y, x), filled with False beyond it."""
-    (height, width), (stride_y, stride_x) = core.shape, stride_yx
-    whole = np.pad(core, ((0, rows * stride_y - height), (0, cols * stride_x - width)))
-    return whole.reshape(rows, stride_y, cols, stride_x).swapaxes(1, 2).reshape(-1, stride_y, stride_x)
-
-
 @dataclass(frozen=True)
-class _Tiles:
-    """Views (row, column, ..., y, x) of a block's tiles; `batches` copies out as many as one call takes."""
+class _Block:
+    """The pixels of a block with its halo, filled to whole tiles."""
 
     images: tuple[np.ndarray, ...]
     valid: np.ndarray
-    origins: np.ndarray
+    core: Window
+    tile: TileSpec
 
-    def batches(self, members: np.ndarray, size: int) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Batches of exactly ``size`` tiles (the last is filled up with its last tile) and which tiles they answer."""
-        for start in range(0, len(members), size):
-            answered = members[start : start + size]
-            taken = np.pad(answered, (0, size - len(answered)), mode="edge")
-            at = np.unravel_index(taken, self.valid.shape[:2])
-            images = tuple(pixels[at] for pixels in self.images)
-            yield Batch(images, self.valid[at], self.origins[taken]), answered
+    def batch(self, call: list[TileRun], size: int) -> Batch:
+        """Exactly ``size`` runs of one shape: those of the call, filled up with the last; of one they are views."""
+        runs = call + call[-1:] * (size - len(call))
+        *images, valid = (
+            np.stack([pixels[..., *run.inside(self.tile)] for run in runs])
+            if size > 1
+            else pixels[None, ..., *runs[0].inside(self.tile)]
+            for pixels in (*self.images, self.valid)
+        )
+        return Batch(tuple(images), valid, np.array([run.origin(self.core, self.tile) for run in runs]))

@@ -12,8 +12,8 @@ from typing import Any
 from .errors import OutputExistsError
 
 FORMAT = 1
-_NAMES_ONLY = ("model", "model_name", "long_name")
-"""Attributes on which no pixel depends: the model's digest says which one it is."""
+_NAMES_ONLY = ("model", "model_name", "long_name", "prediction")
+"""Attributes on which no pixel depends: the model's digest says which one it is, and the tiles how large they are."""
 _INPUTS, _ACCOUNTS = {"from_raster", "to_raster", "raster", "mask"}, {"rasters", "raster_states"}
 INPUT_ATTRS = _INPUTS | _ACCOUNTS
 """Attributes that say where the rasters were, and what they were like."""

@@ -15,11 +15,11 @@ and the answer cannot depend on them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from .errors import TileGeometryError
 
@@ -50,6 +50,11 @@ class TileSpec:
     def stride_yx(self) -> tuple[int, int]:
         """Distance between neighbouring tiles, which is the size of a tile's core, pixels."""
         return self.size_yx[0] - 2 * self.padding, self.size_yx[1] - 2 * self.padding
+
+    @property
+    def area_px(self) -> int:
+        """Pixels of the window, with the padding."""
+        return math.prod(self.size_yx)
 
 
 @dataclass(frozen=True)
@@ -126,52 +131,102 @@ class BlockPlan:
         right = cols * stride_x + 2 * halo - haloed.width - left
         return (top, bottom), (left, right)
 
-    def origins(self, core: Window) -> np.ndarray:
-        """(tile, 2) int64: row and column, in the grid, of each tile's upper-left corner, row-major.
 
-        Negative where a tile begins outside the grid.
-        """
-        rows, cols = self.tiles_yx(core)
-        row = core.row_off - self.tile.padding + np.arange(rows) * self.tile.stride_yx[0]
-        col = core.col_off - self.tile.padding + np.arange(cols) * self.tile.stride_yx[1]
-        return np.stack(np.meshgrid(row, col, indexing="ij"), axis=-1).reshape(-1, 2)
-
-
-def plan_blocks(shape_yx: tuple[int, int], tile: TileSpec, chunks: int | Literal["auto"] = "auto") -> BlockPlan:
+def plan_blocks(
+    shape_yx: tuple[int, int], tile: TileSpec, chunks: int | Literal["auto"] = "auto", run: int = 1
+) -> BlockPlan:
     """Blocks of about ``chunks`` pixels a side, rounded down to whole strides (at least one).
 
-    ``"auto"`` aims at 16 blocks or more, of 512 to 2,048 pixels a side. It looks at nothing but the grid, so
-    that a run that is continued elsewhere has the same blocks. Raises TileGeometryError for chunks below 1.
+    ``"auto"`` aims at 16 blocks or more, of 512 to 2,048 pixels a side. It looks at nothing but the grid and the
+    arguments, so that a run that is continued elsewhere has the same blocks. run : tiles a side that are to be
+    predicted as one, if they may be: blocks that have as many are a multiple of it.
+    Raises TileGeometryError for chunks below 1.
     """
     if chunks != "auto" and (isinstance(chunks, bool) or not isinstance(chunks, int)):
         raise TileGeometryError(f"chunks is {chunks!r}; a number of pixels above 0, or auto, is needed.")
     wanted = min(max(512, math.isqrt(shape_yx[0] * shape_yx[1] // 16)), 2048) if chunks == "auto" else chunks
     if wanted < 1:
         raise TileGeometryError(f"chunks is {wanted}; a number of pixels above 0, or auto, is needed.")
-    block_y, block_x = (
-        max(1, min(wanted, -(-length // stride) * stride) // stride) * stride
+    counts = [
+        max(1, min(wanted, -(-length // stride) * stride) // stride)
         for length, stride in zip(shape_yx, tile.stride_yx, strict=True)
+    ]
+    block_y, block_x = (
+        (count // run * run if count > run else count) * stride
+        for count, stride in zip(counts, tile.stride_yx, strict=True)
     )
     return BlockPlan(shape_yx, (block_y, block_x), tile)
 
 
-def tile_views(padded: np.ndarray, tile: TileSpec) -> np.ndarray:
-    """Every tile of a filled, haloed block, without copying.
+@dataclass(frozen=True)
+class TileRun:
+    """A rectangle of neighbouring tiles of a block, predicted as one large tile: their cores, one padding around."""
 
-    padded : (..., y, x), whole strides plus twice the padding.
-    Returns a read-only view (row, column, ..., tile y, tile x) in the dtype of ``padded``.
+    row: int
+    """The first row of tiles, from the block's upper edge."""
+    col: int
+    """The first column of tiles, from the block's left edge."""
+    rows: int = 1
+    """How many tiles it is high."""
+    cols: int = 1
+    """How many tiles it is wide."""
+
+    def merged(self, tile: TileSpec) -> TileSpec:
+        """The large tile."""
+        height, width = self.rows * tile.stride_yx[0], self.cols * tile.stride_yx[1]
+        return TileSpec((height + 2 * tile.padding, width + 2 * tile.padding), tile.padding)
+
+    def inside(self, tile: TileSpec) -> tuple[slice, slice]:
+        """Where the large tile lies in a block that is filled to whole tiles and has its halo."""
+        return self._slices(tile, self.merged(tile).size_yx)
+
+    def cores(self, tile: TileSpec) -> tuple[slice, slice]:
+        """Where its cores lie in the block, filled to whole tiles."""
+        return self._slices(tile, self.merged(tile).stride_yx)
+
+    def origin(self, core: Window, tile: TileSpec) -> tuple[int, int]:
+        """Row and column, in the grid, of its upper-left corner: negative where it begins outside."""
+        inside = self.cores(tile)
+        return core.row_off + inside[0].start - tile.padding, core.col_off + inside[1].start - tile.padding
+
+    def halves(self) -> tuple[TileRun, TileRun]:
+        """Its tiles as two runs, cut across the longer side; of one tile the second is empty."""
+        if self.rows >= self.cols:
+            half = -(-self.rows // 2)
+            return replace(self, rows=half), replace(self, row=self.row + half, rows=self.rows - half)
+        half = -(-self.cols // 2)
+        return replace(self, cols=half), replace(self, col=self.col + half, cols=self.cols - half)
+
+    def _slices(self, tile: TileSpec, size_yx: tuple[int, int]) -> tuple[slice, slice]:
+        (top, left), (height, width) = (self.row * tile.stride_yx[0], self.col * tile.stride_yx[1]), size_yx
+        return slice(top, top + height), slice(left, left + width)
+
+
+def tile_runs(asked: np.ndarray, tile: TileSpec, most: int) -> Iterator[TileRun]:
+    """Runs of at most ``most`` tiles a side that cover every asked tile of a block.
+
+    asked : (row, column) bool, one for each tile. A run is never more pixels than its asked tiles one by one.
     """
-    views = sliding_window_view(padded, tile.size_yx, axis=(-2, -1))
-    strided = views[..., :: tile.stride_yx[0], :: tile.stride_yx[1], :, :]
-    return np.moveaxis(strided, (-4, -3), (0, 1))
+    for row in range(0, asked.shape[0], most):
+        for col in range(0, asked.shape[1], most):
+            at = np.argwhere(asked[row : row + most, col : col + most]) + (row, col)
+            if not len(at):
+                continue
+            (top, left), (bottom, right) = at.min(axis=0).tolist(), at.max(axis=0).tolist()
+            run = TileRun(top, left, bottom - top + 1, right - left + 1)
+            if run.merged(tile).area_px <= len(at) * tile.area_px:
+                yield run
+            else:
+                yield from (TileRun(*each) for each in at.tolist())
 
 
-def crop_to_core(prediction: np.ndarray, tile: TileSpec) -> np.ndarray:
+def crop_to_core(prediction: Any, tile: TileSpec) -> Any:
     """Cut the padding off a prediction (..., y, x), unless the model gave the core alone.
 
+    prediction : numpy array or torch tensor, and so is what is returned.
     Raises ValueError where y, x is neither the tile's size nor its core's.
     """
-    shape_yx = prediction.shape[-2:]
+    shape_yx = tuple(prediction.shape[-2:])
     if shape_yx == tile.stride_yx:
         return prediction
     if shape_yx != tile.size_yx:

@@ -43,7 +43,8 @@ def test_nothing_is_computed_and_no_pixel_is_read_while_building(models, pair, m
     monkeypatch.setattr("geodl_dask.rasters.RasterFile.read", fail)
     with dask.config.set(scheduler=fail):
         for rasters in (pair, open_lazily(pair), (pair[0], open_lazily(pair)[1])):
-            change = gd.detect_change(*rasters, models["pt2"], chunks=16)
+            tile_size = "model" if rasters is pair else "auto"  # of files, four tiles are looked at
+            change = gd.detect_change(*rasters, models["pt2"], chunks=16, tile_size=tile_size)
             assert isinstance(change, xr.DataArray)
             assert dask.is_dask_collection(change)
         with pytest.raises(AssertionError, match="something was computed"):

@@ -245,7 +245,7 @@ def calls(monkeypatch) -> Counter[tuple[int, int]]:
 @pytest.mark.parametrize("ending", ["compute", "zarr", "tif"])
 def test_each_tile_is_predicted_once_for_both_layers(door, ending, calls, models, pair, tmp_path):
     rasters = pair if door == "files" else open_lazily(pair)
-    both = gd.detect_change(*rasters, models["pt"], chunks=24, confidence="uint8")
+    both = gd.detect_change(*rasters, models["pt"], chunks=24, confidence="uint8", tile_size="model")
     calls.clear()
     if ending == "compute":
         both.compute()

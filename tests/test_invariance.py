@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +28,12 @@ class PositionRunner:
     returns = "classes"
     output = "classes"
     threshold = None
-    is_thread_safe = True
 
     def __init__(self, tile: TileSpec, batch_size: int) -> None:
         self.tile, self.batch_size = tile, batch_size
+
+    def lane(self):
+        return nullcontext()
 
     def predict(self, batch):
         assert len(batch.valid) == self.batch_size
@@ -143,7 +146,9 @@ def planted_case() -> Case:
 def test_the_property_notices_a_lattice_anchored_at_the_block(monkeypatch):
     check(planted_case())
     monkeypatch.setattr(BlockPlan, "__post_init__", lambda plan: None)
-    monkeypatch.setattr("geodl_dask.change.plan_blocks", lambda shape, tile, chunks: BlockPlan(shape, (20, 20), tile))
+    monkeypatch.setattr(
+        "geodl_dask.change.plan_blocks", lambda shape, tile, chunks, run: BlockPlan(shape, (20, 20), tile)
+    )
     with pytest.raises(AssertionError, match="not equal"):
         check(planted_case())
 

@@ -1,5 +1,6 @@
 """Two haloed blocks in, one block of class values out."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -21,10 +22,13 @@ NODATA = 255
 class DifferenceRunner:
     """Scores of "no change" and "change" from the first band; keeps the batches it was given."""
 
-    tile, batch_size, returns, output, threshold, is_thread_safe = TILE, 3, "scores", "logits", None, True
+    tile, batch_size, returns, output, threshold = TILE, 3, "scores", "logits", None
 
     def __init__(self) -> None:
         self.batches = []
+
+    def lane(self):
+        return nullcontext()
 
     def predict(self, batch):
         self.batches.append(batch)
@@ -163,9 +167,9 @@ def test_a_model_is_loaded_once_per_process_and_each_model_for_itself(monkeypatc
     monkeypatch.setattr(kernel, "load_runner", lambda spec: loaded.append(spec) or DifferenceRunner())
     kernel._load.cache_clear()
     definition = load_definition(write_definition(tmp_path / "model.emd", ModelFile="none.pt"))
-    get = partial(kernel.runner_of_process, processor="cpu")
+    get = partial(kernel.model_of_process, processor="cpu")
     spec = RunnerSpec(definition, "native", 3, "uint8")
-    assert get(spec)[0] is get(replace(spec))[0]
-    assert get(replace(spec, band_count=4))[0] is not get(spec)[0]
+    assert get(spec) is get(replace(spec))
+    assert get(replace(spec, band_count=4)) is not get(spec)
     assert len(loaded) == 2
     kernel._load.cache_clear()

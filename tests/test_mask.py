@@ -189,7 +189,7 @@ def test_tiles_without_a_wanted_pixel_are_not_run_and_counted(pair, models, smal
     ran = []
     predict = kernel.decide
     monkeypatch.setattr(kernel, "decide", lambda *given: ran.append(len(given[0])) or predict(*given))
-    change = gd.detect_change(*pair, models["pt2"], mask=small_mask[1], arguments="batch_size 1")
+    change = gd.detect_change(*pair, models["pt2"], mask=small_mask[1], tile_size="model")
     written = gd.write_zarr(change, tmp_path / "o.zarr")
     stride = change.attrs["tile_size"][0] - 2 * change.attrs["padding"]
     rows, cols = (-(-length // stride) for length in change.shape)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geodl_dask.errors import TileGeometryError
-from geodl_dask.tiling import BlockPlan, TileSpec, Window, crop_to_core, plan_blocks, tile_views
+from geodl_dask.tiling import BlockPlan, TileRun, TileSpec, Window, crop_to_core, plan_blocks, tile_runs
 
 
 @st.composite
@@ -35,12 +35,14 @@ def test_every_pixel_lies_in_the_core_of_exactly_one_block(plan):
 def test_tiles_lie_on_one_lattice_anchored_at_the_grid_corner(plan):
     for row in range(len(plan.chunks[0])):
         for col in range(len(plan.chunks[1])):
-            origins = plan.origins(plan.core((row, col))) + plan.tile.padding
-            assert (origins % plan.tile.stride_yx == 0).all()
+            core = plan.core((row, col))
+            for run in tile_runs(np.ones(plan.tiles_yx(core), bool), plan.tile, 1):
+                origin = np.array(run.origin(core, plan.tile)) + plan.tile.padding
+                assert (origin % plan.tile.stride_yx == 0).all()
 
 
-@given(plans())
-def test_a_filled_block_holds_the_tiles_of_the_whole_filled_grid(plan):
+@given(plans(), st.integers(1, 5))
+def test_a_filled_block_holds_the_tiles_of_the_whole_filled_grid(plan, most):
     rng = np.random.default_rng(0)
     image = rng.integers(1, 1000, plan.shape_yx)
     p, (stride_y, stride_x) = plan.tile.padding, plan.tile.stride_yx
@@ -52,18 +54,50 @@ def test_a_filled_block_holds_the_tiles_of_the_whole_filled_grid(plan):
             read = image[
                 window.row_off : window.row_off + window.height, window.col_off : window.col_off + window.width
             ]
-            tiles = tile_views(np.pad(read, plan.fill(core)), plan.tile)
-            assert tiles.shape[:2] == plan.tiles_yx(core)
-            flat = tiles.reshape(-1, *plan.tile.size_yx)
-            for tile, (y, x) in zip(flat, plan.origins(core) + p, strict=True):
-                expected = whole[y : y + plan.tile.size_yx[0], x : x + plan.tile.size_yx[1]]
-                np.testing.assert_array_equal(tile, expected)
+            filled = np.pad(read, plan.fill(core))
+            for run in tile_runs(np.ones(plan.tiles_yx(core), bool), plan.tile, most):
+                (y, x), (height, width) = np.array(run.origin(core, plan.tile)) + p, run.merged(plan.tile).size_yx
+                np.testing.assert_array_equal(filled[run.inside(plan.tile)], whole[y : y + height, x : x + width])
+
+
+@given(plans(), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_runs_cover_each_asked_tile_once_and_are_never_more_work_than_the_tiles_alone(plan, most, chance):
+    asked = np.array([[chance.random() < 0.4 for _ in range(11)] for _ in range(9)])
+    covered, area = np.zeros(asked.shape, int), 0
+    for run in tile_runs(asked, plan.tile, most):
+        assert max(run.rows, run.cols) <= most
+        covered[run.row : run.row + run.rows, run.col : run.col + run.cols] += 1
+        area += run.merged(plan.tile).area_px
+    assert (covered[asked] == 1).all()
+    assert covered.max() <= 1
+    assert area <= asked.sum() * plan.tile.area_px
+
+
+def test_tiles_far_apart_are_not_joined_and_neighbours_are():
+    tile = TileSpec((8, 8), 2)
+    asked = np.zeros((4, 4), bool)
+    asked[0, 0] = asked[3, 3] = True
+    assert list(tile_runs(asked, tile, 4)) == [TileRun(0, 0), TileRun(3, 3)]
+    asked[:] = True
+    assert list(tile_runs(asked, tile, 4)) == [TileRun(0, 0, 4, 4)]
+    assert list(tile_runs(asked, tile, 3))[:2] == [TileRun(0, 0, 3, 3), TileRun(0, 3, 3, 1)]
+
+
+def test_halves_of_a_run_are_its_tiles():
+    assert TileRun(2, 3, 5, 4).halves() == (TileRun(2, 3, 3, 4), TileRun(5, 3, 2, 4))
+    assert TileRun(0, 0, 1, 2).halves() == (TileRun(0, 0), TileRun(0, 1))
 
 
 def test_automatic_blocks_are_whole_strides_and_look_at_the_grid_alone():
     assert plan_blocks((100_000, 100_000), TileSpec((256, 256), 32)).block_yx == (1920, 1920)
     assert plan_blocks((1024, 1536), TileSpec((256, 256), 32)).block_yx == (384, 384)
     assert plan_blocks((10, 10), TileSpec((256, 256), 32)).block_yx == (192, 192)
+
+
+def test_blocks_are_whole_runs_of_tiles_that_are_joined_where_they_hold_one():
+    tile = TileSpec((256, 256), 32)  # 10 strides of 192 in 1,920
+    assert plan_blocks((100_000, 100_000), tile, run=4).block_yx == (8 * 192, 8 * 192)
+    assert plan_blocks((100_000, 100_000), tile, 1000, run=8).block_yx == (5 * 192, 5 * 192)
 
 
 def test_a_prediction_of_the_core_alone_is_kept_and_a_whole_tile_is_cropped():

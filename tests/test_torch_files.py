@@ -137,7 +137,12 @@ def script(network: nn.Module, path: Path, *, trace=False) -> Path:
 
 def load(path: Path) -> TorchNetwork:
     return TorchNetwork(
-        SimpleNamespace(definition=SimpleNamespace(model_file=str(path), source="model.emd"), device="cpu")
+        SimpleNamespace(
+            definition=SimpleNamespace(model_file=str(path), source="model.emd"),
+            device="cpu",
+            precision="float32",
+            compiled=False,
+        )
     )
 
 
@@ -219,8 +224,8 @@ def attack(plain, tmp_path, monkeypatch):
 )
 def test_exported_networks_are_loaded(network, options, tmp_path):
     network = network().eval()
-    answer = load(export(network, tmp_path / "network.pt2", **options))(EXAMPLE.numpy())
-    torch.testing.assert_close(torch.from_numpy(answer), network(EXAMPLE).detach(), atol=1e-4, rtol=1e-4)
+    answer = load(export(network, tmp_path / "network.pt2", **options))(EXAMPLE)
+    torch.testing.assert_close(answer, network(EXAMPLE).detach(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("trace", [True, False])
@@ -229,8 +234,8 @@ def test_scripted_and_traced_networks_are_loaded(network, trace, tmp_path):
     if network is Odd and not trace:
         pytest.skip("torch cannot script a parametrized weight")
     network = network().eval()
-    answer = load(script(network, tmp_path / "network.pt", trace=trace))(EXAMPLE.numpy())
-    torch.testing.assert_close(torch.from_numpy(answer), network(EXAMPLE).detach(), atol=1e-4, rtol=1e-4)
+    answer = load(script(network, tmp_path / "network.pt", trace=trace))(EXAMPLE)
+    torch.testing.assert_close(answer, network(EXAMPLE).detach(), atol=1e-4, rtol=1e-4)
 
 
 def test_the_demo_model_is_loaded():
@@ -578,7 +583,7 @@ def test_code_in_place_of_any_text_never_runs(plain, tmp_path):
         container[name] = payload
         path = rewrite(plain["toy"], tmp_path / "evil.pt2", **{"models/model.json": json.dumps(model).encode()})
         try:
-            load(path)(EXAMPLE.numpy())
+            load(path)(EXAMPLE)
             loaded += 1
         except ModelFileError:
             refused += 1
@@ -604,7 +609,7 @@ def test_damaged_files_give_one_clean_error(plain, tmp_path, caplog):
                 content[:at] + (b"" if number % 2 else bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :])
             )
         try:
-            load(path)(EXAMPLE.numpy())
+            load(path)(EXAMPLE)
         except ModelFileError as error:
             assert "\n" not in str(error)
     assert not caplog.records

@@ -65,8 +65,10 @@ class RasterFile:
         level = {} if self.overview is None else {"overview_level": self.overview}
         try:
             with opened(self.dataset, **level) as dataset:
-                # One by one, for rasterio reads bands of several types only so.
-                stored = np.stack([dataset.read(band, window=where) for band in self.bands])
+                if len({dataset.dtypes[band - 1] for band in self.bands}) == 1:
+                    stored = dataset.read(list(self.bands), window=where)
+                else:  # rasterio reads bands of several types only one by one
+                    stored = np.stack([dataset.read(band, window=where) for band in self.bands])
                 masks = None if self.all_valid else self._masks(dataset, where)
         except rasterio.errors.RasterioError as error:
             cause = f" ({error.__cause__})" if error.__cause__ else ""

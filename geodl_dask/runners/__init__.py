@@ -7,18 +7,20 @@ library and is imported only when a model needs it.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
 from ..definition import ModelDefinition, require_unchanged
 from ..ecd import sniff_model
-from ..errors import ModelDefinitionError, UntrustedCodeError
+from ..errors import ModelArgumentError, ModelDefinitionError, UntrustedCodeError
 from ..tiling import TileSpec
 
 Device = Literal["cpu", "cuda"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class RunnerSpec:
     """Where it runs; ``"cuda"`` is the one GPU that this process sees as 0."""
     raster_count: Literal[1, 2] = 2
     """2 for a from and a to raster, whose bands are stacked; 1 for one raster."""
+    precision: Precision = "float32"
+    """In which torch computes convolutions and matrix products."""
+    compiled: bool = False
+    """Whether torch compiles the network first."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,16 @@ class Parameter:
         return self.data_type.lower() in ("numeric", "gplong", "gpdouble")
 
 
+@dataclass(frozen=True)
+class Locality:
+    """Whether several of a model's tiles may be predicted as one."""
+
+    obstacle: str | None
+    """Why tiles must be predicted one by one, as the rest of a sentence about the model; None: they need not."""
+    bytes_per_px: float = 0.0
+    """Memory that a prediction takes for each pixel of its input; 0: not known."""
+
+
 @runtime_checkable
 class Runner(Protocol):
     """A loaded model. Everything here is fixed once it is loaded."""
@@ -85,21 +101,24 @@ class Runner(Protocol):
     tile: TileSpec
     """The window that it wants, and the margin of it that is cut from the prediction."""
     batch_size: int
-    """Tiles per call of ``predict``; every call has exactly that many."""
+    """Tiles per call of ``predict``: exactly that many, or less where memory is short."""
     returns: Literal["scores", "classes"]
     """Whether ``predict`` gives scores, which the kernel decides, or class values."""
     output: str
     """What the scores are: logits, probabilities, distance; or classes."""
     threshold: float | None
     """One-channel scores: the class is the first non-zero value above this score, in the score's own unit."""
-    is_thread_safe: bool
-    """Whether ``predict`` may be called from several threads at once."""
 
-    def predict(self, batch: Batch) -> np.ndarray:
+    def lane(self) -> AbstractContextManager[object]:
+        """What a thread holds while it predicts and decides, for as many as may do that at once."""
+        ...
+
+    def predict(self, batch: Batch) -> Any:
         """Answer for a batch. Runs on workers.
 
-        Returns float32 scores (tile, class, y, x) or integer class values (tile, y, x), where y, x is
-        the whole tile or its core.
+        Returns float32 scores (tile, class, y, x), as an array or as a torch tensor on any device, or integer class
+        values (tile, y, x) as an array, where y, x is the whole tile or its core.
+        Raises InferenceError, MemoryShortageError where a smaller batch might go through.
         """
         ...
 
@@ -107,10 +126,14 @@ class Runner(Protocol):
 def choose_kind(definition: ModelDefinition, runner: str = "auto") -> Literal["native", "raster-function"]:
     """Who runs this model: ``runner`` if it can, by default the model's own function where it names one.
 
+    By default we run what arcgis.learn trained for change detection, whose function is always the same.
+
     Raises ModelDefinitionError where the definition has not what that runner needs.
     """
+    from .change_detector import is_at_home
+
     has_function = definition.inference_function_name is not None
-    if runner == "raster-function" or (runner == "auto" and has_function):
+    if runner == "raster-function" or (runner == "auto" and has_function and not is_at_home(definition)):
         if not has_function:
             raise ModelDefinitionError(
                 f"{definition.source} names no InferenceFunction, so there is no raster function to run. Use "
@@ -127,8 +150,12 @@ def carries_code(definition: ModelDefinition, kind: str) -> bool:
     return kind == "raster-function" or _file_format(definition) == "keras"
 
 
-def _file_format(definition: ModelDefinition) -> Literal["torch", "onnx", "keras"] | None:
+def _file_format(definition: ModelDefinition) -> Literal["torch", "onnx", "keras", "change-detector"] | None:
     """What can run the model's file natively."""
+    from .change_detector import is_change_detector
+
+    if is_change_detector(definition):
+        return "change-detector"
     path = Path(definition.model_file or "")
     by_suffix: dict[str, Literal["torch", "onnx", "keras"]] = {
         ".pt": "torch", ".pt2": "torch", ".onnx": "onnx", ".keras": "keras", ".h5": "keras",
@@ -155,9 +182,29 @@ def require_trust(definition: ModelDefinition, kind: str, *, trust_code: bool) -
         )
 
 
+def require_torch_options(spec: RunnerSpec) -> None:
+    """Refuse a precision, or to be compiled, for a model that torch does not run natively.
+
+    Raises ModelArgumentError.
+    """
+    if spec.precision not in get_args(Precision):
+        raise ModelArgumentError(f"precision is {spec.precision!r}; {', '.join(get_args(Precision))} are possible.")
+    is_plain = spec.precision == "float32" and not spec.compiled
+    if not is_plain and (spec.kind != "native" or _file_format(spec.definition) not in ("torch", "change-detector")):
+        raise ModelArgumentError(
+            f"precision and compiled are for networks that torch runs natively, and {spec.definition.source} is none. "
+            "Leave them out."
+        )
+
+
 def obstacle(definition: ModelDefinition, kind: str) -> str | None:
     """Why nobody here can run the model, as the rest of a sentence about it; None where somebody can."""
-    if kind == "raster-function" or _file_format(definition) in ("onnx", "torch", "keras"):
+    file_format = _file_format(definition)
+    if kind == "native" and file_format == "change-detector":
+        from .change_detector import obstacle as obstacle_of_detector
+
+        return obstacle_of_detector(definition)
+    if kind == "raster-function" or file_format is not None:
         return None
     return (
         f"names no InferenceFunction, and its ModelFile is {definition.keys.get('ModelFile')!r}; a TorchScript (.pt), "
@@ -176,6 +223,10 @@ def describe_parameters(
         from . import raster_function
 
         return raster_function.describe_parameters(definition, device)
+    if _file_format(definition) == "change-detector":
+        from . import change_detector
+
+        return change_detector.describe_parameters(definition)
     from . import native
 
     return native.describe_parameters(definition)
@@ -192,9 +243,13 @@ def load_runner(spec: RunnerSpec) -> Runner:
         from .raster_function import RasterFunctionRunner
 
         return RasterFunctionRunner(spec)
+    file_format = _file_format(spec.definition)
+    if file_format == "change-detector":
+        from .change_detector import load_change_detector
+
+        return load_change_detector(spec)
     from .native import NativeRunner
 
-    file_format = _file_format(spec.definition)
     if file_format == "onnx":
         from .onnx import OnnxNetwork
 

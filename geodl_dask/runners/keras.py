@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 from ..errors import DeviceError, MissingDependencyError, ModelFileError
 from . import RunnerSpec
+from .pytorch import one_thread
 
 
 class KerasNetwork:
@@ -44,22 +48,25 @@ class KerasNetwork:
                 f"The network of {self._source} takes {[each.shape for each in inputs]}; one stack or a pair of shape "
                 "(tile, y, x, band) is needed."
             )
-        self.is_thread_safe, self.batch_changes_bits = False, True
+        self.device, self._lock = torch.device("cpu"), threading.Lock()
         self.batch_size: int | None = shape[0]
         self.tile_yx = (shape[1], shape[2]) if shape[1] and shape[2] else None
 
-    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+    @contextmanager
+    def lane(self) -> Iterator[None]:
+        """One thread at a time, on one core: what a back end allows is not known."""
+        with self._lock, one_thread():
+            yield
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """float32 (tile, band, y, x) in, the network's answer (tile, class, y, x) or (tile, y, x) out."""
         import keras
 
-        from .pytorch import one_thread
-
-        given = [np.moveaxis(each, 1, -1) for each in inputs]
+        given = [np.moveaxis(each.numpy(), 1, -1) for each in inputs]
         try:
-            with one_thread() if keras.backend.backend() == "torch" else nullcontext():
-                answer = self._model(given if len(given) > 1 else given[0], training=False)
+            answer = self._model(given if len(given) > 1 else given[0], training=False)
         except Exception as error:  # whatever the layers raise
             shapes = " and ".join(str(each.shape) for each in given)
             raise ModelFileError(f"The network of {self._source} does not take {shapes}: {error}") from error
-        answer = np.asarray(keras.ops.convert_to_numpy(answer))
-        return np.moveaxis(answer, -1, 1) if answer.ndim == 4 else answer
+        answer = torch.tensor(keras.ops.convert_to_numpy(answer))
+        return answer.moveaxis(-1, 1) if answer.ndim == 4 else answer

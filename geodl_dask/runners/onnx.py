@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
-from ..errors import DeviceError, MissingDependencyError, ModelFileError
+import numpy as np
+import torch
+
+from ..allocator import is_memory_shortage
+from ..errors import DeviceError, MemoryShortageError, MissingDependencyError, ModelFileError
 from . import RunnerSpec
+from .pytorch import one_thread
 
 
 class OnnxNetwork:
@@ -18,7 +25,8 @@ class OnnxNetwork:
             raise MissingDependencyError(
                 'This model is an ONNX file, and ONNX Runtime is not installed: pip install "geodl_dask[onnx]"'
             ) from error
-        self.is_thread_safe = spec.device == "cpu"  # one GPU has one lane
+        self.device = torch.device("cpu")  # it copies to a GPU itself
+        self._lock = nullcontext() if spec.device == "cpu" else threading.Lock()
         path, self._source = spec.definition.model_file or "", spec.definition.source
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # blocks run side by side
@@ -42,23 +50,33 @@ class OnnxNetwork:
                 "(tile, band, y, x) is needed."
             )
         self._inputs = [each.name for each in inputs]
-        self.batch_changes_bits = False
         shape = [length if isinstance(length, int) else None for length in inputs[0].shape]
         self.batch_size = shape[0]
         self.tile_yx = (shape[2], shape[3]) if shape[2] and shape[3] else None
 
-    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+    @contextmanager
+    def lane(self) -> Iterator[None]:
+        """One thread at a time on a GPU; on a CPU any number, with a core each."""
+        with self._lock, one_thread():
+            yield
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """float32 (tile, band, y, x) in, the network's first output out."""
         if len(inputs) != len(self._inputs):
             raise ModelFileError(
                 f"The network of {self._source} has {len(self._inputs)} input(s) {self._inputs}; it is given "
                 f'{len(inputs)}. Say which with "GeodlDask": {{"input": "pair" or "stack"}}.'
             )
+        given = [each.numpy() for each in inputs]
         try:
-            answer = self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))[0]
+            answer = self._session.run(None, dict(zip(self._inputs, given, strict=True)))[0]
         except Exception as error:  # onnxruntime's errors derive from Exception alone
-            shapes = " and ".join(str(each.shape) for each in inputs)
+            shapes = " and ".join(str(each.shape) for each in given)
+            if is_memory_shortage(error):
+                raise MemoryShortageError(
+                    f"There is not memory enough for {self._source} and {shapes}: {error}."
+                ) from error
             raise ModelFileError(
                 f"The network of {self._source} does not take {shapes} (tile, band, y, x): {error}"
             ) from error
-        return np.asarray(answer)
+        return torch.from_numpy(np.ascontiguousarray(answer))

@@ -17,8 +17,9 @@ from the raster's statistics, which would differ from raster to raster); other p
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -47,10 +48,10 @@ class RasterFunctionRunner:
     threshold: float | None = None
     batch_size: int = 1
     """The function cuts its block into a batch of the network's tiles itself."""
-    is_thread_safe: bool = False
 
     def __init__(self, spec: RunnerSpec) -> None:
         definition = spec.definition
+        self._lane = threading.Lock()
         self._function = HostedFunction(definition, spec.device)
         self._table = definition.classes
         declared = _declared_parameters(self._function, definition)
@@ -65,6 +66,10 @@ class RasterFunctionRunner:
         _report_batch_size(dict(spec.arguments), self.tile, definition)
         if self._function.has("updateKeyMetadata"):
             self._function.call("updateKeyMetadata", (), -1, doing=f"Describing the output of {definition.source}")
+
+    def lane(self) -> AbstractContextManager[object]:
+        """One thread at a time: nobody knows what the function does."""
+        return self._lane
 
     def predict(self, batch: Batch) -> np.ndarray:
         """Class values (tile, y, x) of the cores, in the class table's dtype; nodata where not valid or masked out.

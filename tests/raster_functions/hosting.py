@@ -9,7 +9,7 @@ import torch
 
 from geodl_dask.definition import load_definition
 from geodl_dask.runners import Batch, RunnerSpec, load_runner
-from geodl_dask.tiling import BlockPlan, TileSpec, crop_to_core, tile_views
+from geodl_dask.tiling import BlockPlan, TileSpec, Window, crop_to_core, tile_runs
 
 FUNCTIONS = Path(__file__).parent
 CLASSES = [
@@ -51,18 +51,13 @@ def tiles_of(from_pixels, to_pixels, tile: TileSpec, valid=None) -> tuple[Batch,
     plan = BlockPlan(shape_yx, block, tile)
     fill = [(tile.padding, whole - length + tile.padding) for whole, length in zip(block, shape_yx, strict=True)]
     valid = np.ones(shape_yx, bool) if valid is None else valid
-    stacks = [
-        tile_views(np.pad(np.where(valid, pixels, 0).astype(pixels.dtype), ((0, 0), *fill)), tile)
-        for pixels in (from_pixels, to_pixels)
-    ]
-    validity = tile_views(np.pad(valid, fill), tile)
-    flat = [each.reshape(-1, *each.shape[2:]) for each in (*stacks, validity)]
-    counts = zip(validity.shape[:2], tile.stride_yx, strict=True)
-    rows, cols = (np.arange(count) * step - tile.padding for count, step in counts)
-    origins = np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
-    for each in flat:
+    core = Window(0, 0, *shape_yx)
+    runs = list(tile_runs(np.ones(plan.tiles_yx(core), bool), tile, 1))
+    filled = [np.pad(np.where(valid, each, 0).astype(each.dtype), ((0, 0), *fill)) for each in (from_pixels, to_pixels)]
+    stacks = [np.stack([each[..., *run.inside(tile)] for run in runs]) for each in (*filled, np.pad(valid, fill))]
+    for each in stacks:
         each.setflags(write=False)
-    return Batch(tuple(flat[:2]), flat[2], origins), plan
+    return Batch(tuple(stacks[:2]), stacks[2], np.array([run.origin(core, tile) for run in runs])), plan
 
 
 def predict_whole(runner, from_pixels, to_pixels, valid=None) -> np.ndarray:
