@@ -62,6 +62,18 @@ def integer_argument(given: Mapping[str, str], name: str, default: int, minimum:
     return int(text)
 
 
+def number_argument(given: Mapping[str, str], name: str, default: float, minimum: float) -> float:
+    """The number given for ``name``, or ``default``. Raises ModelArgumentError below ``minimum``."""
+    text = given.get(name)
+    if text is None:
+        return default
+    if not re.fullmatch(r"[+-]?([0-9]{1,9}(\.[0-9]{0,20})?|\.[0-9]{1,20})(e[+-]?[0-9]{1,2})?", text.lower()) or (
+        float(text) < minimum
+    ):
+        raise ModelArgumentError(f"{name} is {text!r}; a number of at least {minimum:g} is needed. {_HINT}")
+    return float(text)
+
+
 def boolean_argument(given: Mapping[str, str], name: str, default: bool) -> bool:
     """Whether ``name`` was given as True, as Esri spells it, in any case. Raises ModelArgumentError for other words."""
     text = given.get(name, str(default)).lower()
