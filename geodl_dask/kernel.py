@@ -17,6 +17,7 @@ from .allocator import is_memory_shortage
 from .confidence import Confidence, confidence_of, join_layers, pair_type
 from .decision import decide
 from .devices import Processor, choose_device, memory_share
+from .errors import InferenceError, MemoryShortageError
 from .rasters import WindowedRaster
 from .runners import Batch, Locality, Runner, RunnerSpec, load_runner
 from .tiling import BlockPlan, TileRun, TileSpec, Window, crop_to_core, tile_runs
@@ -142,7 +143,9 @@ def _answers(
                 prediction = model.runner.predict(block.batch(call, size))
                 answers = _answer(crop_to_core(prediction, merged)[: len(call)], counts, model.runner, inference)
         except (MemoryError, RuntimeError) as error:
-            if not halves or not is_memory_shortage(error):
+            # An InferenceError has been judged already: less would not help.
+            is_judged = isinstance(error, InferenceError) and not isinstance(error, MemoryShortageError)
+            if is_judged or not halves or not is_memory_shortage(error):
                 raise
             model.shrink(len(call) * merged.area_px // 2, error)
             calls.appendleft(call)

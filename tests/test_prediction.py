@@ -17,7 +17,7 @@ from conftest import CLASSES, write_definition, write_raster
 from torch import nn
 
 import geodl_dask as gd
-from geodl_dask import kernel
+from geodl_dask import allocator, kernel
 from geodl_dask.allocator import is_memory_shortage
 from geodl_dask.errors import (
     InferenceError,
@@ -376,3 +376,83 @@ def test_memory_is_short_in_the_words_of_every_library(words):
     assert is_memory_shortage(RuntimeError(words))
     assert is_memory_shortage(MemoryError())
     assert not is_memory_shortage(RuntimeError("The size of tensor a (4) must match"))
+
+
+def test_a_network_of_fixed_batch_is_not_given_less_and_works_again_afterwards(rasters, model, monkeypatch):
+    fixed = torch.export.export(Counting().eval(), (torch.rand(4, 6, TILE_PX, TILE_PX),))
+    path = model(Counting())
+    torch.export.save(fixed, path.with_name("network.pt2"))
+    path.write_text(path.read_text().replace('network.pt"', 'network.pt2"'))
+    change = gd.detect_change(*rasters, path)
+    expected = change.compute(scheduler="synchronous")
+    with monkeypatch.context() as short:
+
+        def fail(*inputs):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+        short.setattr("geodl_dask.runners.pytorch.TorchNetwork._answer", fail)
+        with pytest.raises(InferenceError, match="Its batch axis is fixed"):
+            change.compute(scheduler="synchronous")
+    np.testing.assert_array_equal(change.compute(scheduler="synchronous"), expected)
+
+
+def test_memory_that_the_decision_lacks_is_short_too(rasters, model, monkeypatch, caplog):
+    change = gd.detect_change(*rasters, model(Counting()))
+    expected, decide = change.compute(scheduler="synchronous"), kernel.decide
+
+    def narrow(prediction, counts, *rest):
+        if counts.size > 3000:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return decide(prediction, counts, *rest)
+
+    monkeypatch.setattr(kernel, "decide", narrow)
+    np.testing.assert_array_equal(change.compute(scheduler="synchronous"), expected)
+    assert "It goes on with" in caplog.text
+
+
+def test_holes_of_a_raster_of_real_numbers_are_no_reason_against_joining(model, tmp_path):
+    image = np.random.default_rng(0).random((3, *SHAPE_YX), dtype=np.float32)
+    image[:, 90:110, 150:160] = np.nan
+    pair = [write_raster(tmp_path / f"{name}.tif", image) for name in ("from", "to")]
+    assert "as one of" in gd.detect_change(*pair, model(Counting())).attrs["prediction"]
+
+
+class Table(nn.Module):
+    """Looks pixel values up, and takes no others."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = nn.Embedding(256, 3)
+
+    def forward(self, stack):
+        return self.values(stack[:, 0].long()).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pt2"])
+def test_a_network_that_the_probe_cannot_run_keeps_its_tiles(suffix, rasters, model):
+    change = gd.detect_change(*rasters, model(Table(), suffix=suffix))
+    assert "could not be probed" in change.attrs["prediction"]
+    change.compute(scheduler="synchronous")
+
+
+def test_blocks_do_not_depend_on_what_the_probe_finds(rasters, model):
+    blocks = {gd.detect_change(*rasters, model(network()), chunks=100).chunks for network in (Counting, Normalising)}
+    assert len(blocks) == 1
+
+
+@pytest.mark.parametrize("largest", [1 << 25, 0])
+def test_an_old_c_library_that_refuses_is_not_made_slower(largest, monkeypatch):
+    """glibc before 2.35 takes no threshold above 32 MB; with the other settings alone it would be at its lowest."""
+    calls = []
+
+    class Library:
+        @staticmethod
+        def mallopt(setting, value):
+            calls.append((setting, value))
+            return int(setting != allocator._MMAP_THRESHOLD or value <= largest)
+
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: Library)
+    monkeypatch.setattr(allocator, "_is_glibc", lambda: True)
+    allocator.keep_freed_memory()
+    taken = [setting for setting, _ in calls if setting != allocator._MMAP_THRESHOLD]
+    assert taken == ([allocator._TRIM_THRESHOLD, allocator._ARENA_MAX] if largest else [])
