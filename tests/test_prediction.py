@@ -361,9 +361,7 @@ def test_real_pixels_are_probed_too(rasters, model, monkeypatch):
     assert not np.array_equal(noise[1], real[1])
 
 
-def test_a_call_that_waited_for_its_lane_while_a_neighbour_ran_out_of_memory_keeps_its_tiles(
-    rasters, model, monkeypatch
-):
+def test_a_call_that_waited_while_a_neighbour_ran_out_of_memory_keeps_its_tiles(rasters, model, monkeypatch):
     path, load = model(Counting()), kernel.load_runner
     expected = gd.detect_change(*rasters, path, tile_size="model").compute(scheduler="synchronous")
     spoilt = []
