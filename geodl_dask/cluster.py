@@ -53,7 +53,6 @@ def connect(cluster: str = "local", *, workers: int | None = None, gpus: Sequenc
         processes=has_processes,
         # Without an address distributed takes port 8787, and warns where that is in use.
         dashboard_address="127.0.0.1:0",
-        worker_dashboard_address="127.0.0.1:0",
         scheduler_kwargs={"dashboard": bool(importlib.util.find_spec("bokeh"))},
     )
     if has_processes:

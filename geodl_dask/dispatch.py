@@ -93,7 +93,7 @@ def _active_client() -> Iterator[Client]:
         with Client(
             processes=False, n_workers=1, threads_per_worker=CPU_COUNT, set_as_default=False,
             # No dashboard; but without an address distributed takes port 8787, and warns where that is in use.
-            dashboard_address="127.0.0.1:0", worker_dashboard_address="127.0.0.1:0",
+            dashboard_address="127.0.0.1:0",
             scheduler_kwargs={"dashboard": False},
         ) as own:  # fmt: skip
             yield own
