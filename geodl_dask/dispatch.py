@@ -45,7 +45,7 @@ Progress = Callable[[int, int], None]
 Tallies = Generator[Tally, None, None]
 """Of what has just become of some blocks."""
 
-MOST_TASKS = 20_000
+MOST_TASKS = 10_000
 """Blocks are put together into runs, so that a raster of any size makes about this many tasks at the most."""
 TRIES = 3
 HOPELESS = 20
