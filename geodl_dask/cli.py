@@ -295,7 +295,7 @@ def cluster_script_command(**options: Any) -> None:
         from .job_queue import job_script
 
         cluster = take_cluster_config(options)
-        click.echo(job_script(cluster))
+        click.echo(job_script(cluster), nl=False)
         least, most = (count // cluster.processes for count in cluster.worker_range)
         jobs = f"{least}" if least == most else f"{least} to {most}"
         err.print(f"Nothing was submitted. Jobs like this: {jobs}; workers in each: {cluster.processes}.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import logging
 import shutil
 import subprocess
 from contextlib import ExitStack
@@ -27,10 +28,14 @@ from .errors import MissingDependencyError, RequestError
 if TYPE_CHECKING:
     from dask_jobqueue.core import JobQueueCluster
 
+log = logging.getLogger(__name__)
+
 CORES, MEMORY_PER_CORE = 4, "4GiB"
 """Of a job that says nothing of them, and has no GPU."""
 LOOK_EVERY_S = 10
 """How often a queue is asked for jobs that are waited for."""
+TRY_AGAIN_S = 60
+"""After how long a queue that did not take a job is asked again."""
 LEAVE_EARLY_S = 300
 """How long before its walltime a job's workers leave at the most; a fifth of a short walltime."""
 SCHEDULER = "tcp://SCHEDULER:PORT"
@@ -85,10 +90,9 @@ def submit_jobs(config: ClusterConfig) -> JobQueueCluster:
         try:
             cluster = _lasting(_cluster_class(config))(**job_options(config), scheduler_options=_of_scheduler(config))
             undo.callback(cluster.close)
-            cluster.scale(least)
-            cluster.sync(cluster._correct_state)  # scale alone would only log what sbatch says
+            cluster.sync(cluster.submit, least // config.processes)
         except (RuntimeError, ValueError, OSError) as error:
-            raise RequestError(f"{config.cluster} took no job: {' '.join(str(error).split())}") from error
+            raise RequestError(f"{config.cluster} took no job: {_words_of_queue(error)}") from error
         if most > least:
             cluster.adapt(minimum=least, maximum=most)
         undo.pop_all()
@@ -200,7 +204,7 @@ def _cluster_class(config: ClusterConfig) -> type[JobQueueCluster]:
     return found
 
 
-def _lasting(base: type[JobQueueCluster]) -> type[JobQueueCluster]:
+def _lasting(base: type[JobQueueCluster]) -> Any:
     """The same, but a job that has ended is submitted again.
 
     SpecCluster (distributed 2026.8) forgets such a job and starts no other, and of a job with several worker processes
@@ -208,23 +212,59 @@ def _lasting(base: type[JobQueueCluster]) -> type[JobQueueCluster]:
     """
 
     class Lasting(base):  # type: ignore[misc,valid-type]
+        async def submit(self, jobs: int) -> None:
+            """Like scale, which however would only log why the queue does not take them."""
+            while len(self.worker_spec) < jobs:
+                self.worker_spec.update(self.new_worker_spec())
+            await self._submit_missing()
+
+        async def _submit_missing(self) -> None:
+            try:
+                await self._correct_state()
+            except RuntimeError:
+                for name, job in list(self.workers.items()):
+                    if job.job_id is None:
+                        job.status = Status.failed
+                        del self.workers[name]
+                raise
+
         def _update_worker_status(self, op: str, msg: Any) -> None:
             if op == "remove":
-                job = self._job_of(self.scheduler_info["workers"][msg]["name"])
+                name = self._job_of(self.scheduler_info["workers"][msg]["name"])
                 grace_s = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
-                asyncio.get_running_loop().call_later(grace_s, self._submit_again, job)
+                self._soon(grace_s, name, self.workers.get(name))
             Cluster._update_worker_status(self, op, msg)
 
-        def _submit_again(self, job: str) -> None:
+        def _soon(self, delay_s: float, name: str, job: Any) -> None:
+            def submit() -> None:
+                self._futures.add(asyncio.ensure_future(self._submit_again(name, job)))
+
+            asyncio.get_running_loop().call_later(delay_s, submit)
+
+        async def _submit_again(self, name: str, job: Any) -> None:
             there = {self._job_of(worker["name"]) for worker in self.scheduler_info["workers"].values()}
-            if self.status != Status.running or job not in self.workers or job in there:
+            is_another = self.workers.get(name) is not job
+            if self.status != Status.running or name not in self.worker_spec or name in there or is_another:
                 return
-            self._futures.add(asyncio.ensure_future(self.workers.pop(job).close()))
-            self._correct_state()
+            if job is not None:
+                del self.workers[name]
+                await job.close()
+            try:
+                await self._correct_state()
+            except RuntimeError as error:
+                log.warning(
+                    "No job was submitted for one that ended; tried again in a while: %s", _words_of_queue(error)
+                )
+                self.workers.pop(name, None)
+                self._soon(TRY_AGAIN_S, name, None)
 
         def _job_of(self, worker: str) -> str:
-            processes = self._job_kwargs["processes"]
-            return worker.rpartition("-")[0] if processes > 1 else worker
+            return worker.rpartition("-")[0] if self._job_kwargs["processes"] > 1 else worker
 
     Lasting.__name__ = base.__name__  # jobs and workers are named by it
     return Lasting
+
+
+def _words_of_queue(error: Exception) -> str:
+    """Of dask-jobqueue's error what the command itself said."""
+    return " ".join((str(error).partition("stderr:")[2] or str(error)).split())
