@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
+from .cluster_options import cluster_options, take_cluster_config
 from .terminal import err, manners, out, print_model, print_summary, write_showing_progress
 
 if TYPE_CHECKING:
     import xarray as xr
+    from distributed import Client
+
+    from .cluster_config import ClusterConfig
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +94,7 @@ def _run_options(command: Any) -> Any:
             show_default=True, help="Where the model runs; auto takes the GPUs where there are some.",
         ),
         click.option("--gpu-id", type=click.IntRange(min=0), metavar="N", help="The one GPU to use; without it, all."),
-        click.option(
-            "--workers", type=click.IntRange(min=1), metavar="N",
-            help="Worker processes, at most one per GPU; without it, threads of this one, or one for each GPU.",
-        ),
+        cluster_options,
         click.option("--mask", metavar="FILE", help="Where the result is wanted: raster or polygons."),
         click.option("--like", metavar="RASTER", help="Take this raster's grid in the place of the first one's."),
         click.option("--output-crs", metavar="CRS", help="CRS of the result, such as EPSG:32633."),
@@ -183,20 +184,22 @@ def classify_command(raster: str, output: str, model: str, **options: Any) -> No
 
 
 def _run(
-    plan: Callable[..., xr.DataArray | xr.Dataset], output: str, places: dict[str, str], *, workers: int | None,
-    gpu_id: int | None, overwrite: bool, quiet: bool, verbose: int, processor_type: str, zarr_format: int | None,
+    plan: Callable[..., xr.DataArray | xr.Dataset], output: str, places: dict[str, str], *, gpu_id: int | None,
+    overwrite: bool, quiet: bool, verbose: int, processor_type: str, zarr_format: int | None,
     pyramid: bool, resume: bool, same_pixels: bool, keep_going: bool, **keywords: Any,
 ) -> None:  # fmt: skip
     """Plan, compute, write, sum up. ``plan`` takes the processor and ``keywords``."""
+    from .cluster import check_cluster, local_gpus
     from .confidence import layers_of
-    from .devices import worker_gpus
 
     started = time.perf_counter()
+    cluster = take_cluster_config(keywords)
+    check_cluster(cluster)
     layout = {key: value for key, value in {"zarr_format": zarr_format, "pyramid": pyramid}.items() if value}
     writer = _writer_of(output, overwrite=overwrite, resume=resume, provenance={**places, **keywords}, layout=layout)
     write = partial(writer, resume=resume, same_pixels=same_pixels, keep_going=keep_going)
     with err.status("Opening the model and the rasters") if not quiet else nullcontext():
-        gpus = worker_gpus(processor_type, gpu_id=gpu_id, workers=workers)
+        gpus = local_gpus(cluster, processor_type, gpu_id)
         result = plan(processor=processor_type, **keywords)
     if not quiet:
         for account in layers_of(result)[0].attrs["rasters"]:
@@ -204,7 +207,7 @@ def _run(
         account = layers_of(result)[0].attrs["prediction"]
         err.print(account[:1].upper() + account[1:], soft_wrap=True)
     _log_plan(layers_of(result)[0])
-    with _client(workers, gpus, quiet=quiet):
+    with _client(cluster, gpus, quiet=quiet):
         written = write_showing_progress(write, result, output, overwrite=overwrite, quiet=quiet)
     if not quiet:
         print_summary(result, written, time.perf_counter() - started)
@@ -284,20 +287,48 @@ def demo_command(folder: Path, overwrite: bool, quiet: bool, verbose: int) -> No
         out.print("Files: " + ", ".join(str(path) for path in demo.files))
 
 
+@cli.command("cluster-script")
+@cluster_options
+def cluster_script_command(**options: Any) -> None:
+    """Print the script that would be submitted to a job queue for each job of workers. Submits nothing."""
+    with manners(0):
+        from .job_queue import job_script
+
+        cluster = take_cluster_config(options)
+        click.echo(job_script(cluster), nl=False)
+        least, most = (count // cluster.processes for count in cluster.worker_range)
+        jobs = f"{least}" if least == most else f"{least} to {most}"
+        err.print(f"Nothing was submitted. Jobs like this: {jobs}; workers in each: {cluster.processes}.")
+
+
 def main() -> None:
     """Entry point."""
     cli()
 
 
 @contextmanager
-def _client(workers: int | None, gpus: tuple[str, ...], *, quiet: bool) -> Iterator[None]:
+def _client(cluster: ClusterConfig | None, gpus: tuple[str, ...], *, quiet: bool) -> Iterator[None]:
     from .cluster import connect, dashboard_of
 
-    with connect("local", workers=workers, gpus=gpus) as client:
+    with connect(config=cluster, gpus=gpus) as client:
         dashboard = dashboard_of(client)
         if dashboard and not quiet:
             err.print(f"Dask dashboard: {dashboard}")
+        if cluster and cluster.is_queue:
+            _await_worker(client, cluster, quiet=quiet)
         yield
+
+
+def _await_worker(client: Client, cluster: ClusterConfig, *, quiet: bool) -> None:
+    from .job_queue import await_worker, how_to_look, jobs_of
+
+    started, jobs = time.perf_counter(), jobs_of(client)
+    if not quiet:
+        err.print(f"Submitted to {cluster.cluster}: {', '.join(jobs)}; look with: {how_to_look(cluster, jobs)}")
+    with err.status("Waiting for the first worker") if not quiet else nullcontext():
+        await_worker(client, cluster)
+    if not quiet:
+        err.print(f"The first worker is there after {time.perf_counter() - started:.0f} s; others join as they come.")
 
 
 def _writer_of(

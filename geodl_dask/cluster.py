@@ -1,12 +1,16 @@
-"""Local workers, or a scheduler that runs already -> a Dask client."""
+"""Workers here, of a job queue, or of a scheduler that runs already -> a Dask client."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
@@ -16,50 +20,164 @@ from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.registry import get_backend
 
 from .allocator import keep_freed_memory
-from .errors import RequestError
+from .cluster_config import CLUSTERS, GPU_WORKER_THREADS, ClusterConfig, read_cluster_config
+from .devices import visible_gpus, worker_gpus
+from .errors import DeviceError, RequestError
+from .job_queue import check_job_queue, submit_jobs
 
-GPU_WORKER_THREADS = 3
-"""Of a worker with a GPU: one that predicts, and others that read and write meanwhile."""
+log = logging.getLogger(__name__)
 
 
-def connect(cluster: str = "local", *, workers: int | None = None, gpus: Sequence[str] = ()) -> Client:
-    """A Dask client to compute on; close it, or use it in a ``with`` statement.
+def connect(
+    cluster: str | None = None,
+    *,
+    workers: int | tuple[int, int] | None = None,
+    gpus: Sequence[str] = (),
+    config: ClusterConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+) -> Client:
+    """A Dask client to compute on; close it, or use it in a ``with`` statement: its workers go with it.
 
-    cluster : ``"local"``, or the address of a scheduler that runs.
-    workers : local worker processes, which share the cores; None computes in this process, which needs no
-        start-up and no second copy of the model. A scheduler that runs has its own.
+    cluster : ``"local"`` (what None means where ``config`` says nothing else). ``"cuda"``: a worker for each GPU of
+        this machine. ``"slurm"``, ``"pbs"``, ``"lsf"``, ``"sge"``: jobs of that queue (``pip install
+        "geodl_dask[hpc]"``); the client is there at once, and work begins with the first worker. The address of a
+        scheduler that runs, or the path of its scheduler file, which have workers of their own.
+    workers : worker processes. Local ones share the cores; None computes in this process, which needs no start-up and
+        no second copy of the model. Of a job queue also the least and the most, ``(2, 16)``, as the work needs them.
     gpus : GPUs as `geodl_dask.devices.visible_gpus` names them: one local worker process for each, which sees no other.
-    Raises RequestError for what is no cluster or cannot be reached, or fewer workers than one.
+    config : further options, as a dict or the path of a YAML file, see `geodl_dask.cluster_config.ClusterConfig`;
+        ``cluster`` and ``workers`` win over it.
+    Raises RequestError for what is no cluster or cannot be reached, options that are wrong or of another cluster, and
+    jobs that the queue does not take; MissingDependencyError without dask-jobqueue.
     """
-    if cluster != "local":
-        if "://" not in cluster:
-            raise RequestError(f"cluster is {cluster!r}; local or a scheduler's address (tcp://host:port) is needed.")
-        if workers is not None or gpus:
-            raise RequestError(f"The scheduler at {cluster} has its own workers and GPUs. Leave workers and gpus out.")
-        try:
-            _knock(cluster)
-            return Client(cluster)
-        except (OSError, ValueError, TypeError) as error:  # TypeError: tls without certificates
-            raise RequestError(f"No Dask scheduler can be reached at {cluster}: {error}. Does it run?") from error
-    if workers is not None and workers < 1:
-        raise RequestError(f"workers is {workers}; at least 1 is needed.")
-    if gpus and workers not in (None, len(gpus)):
-        raise RequestError(f"workers is {workers}, and {len(gpus)} GPUs have a worker each. Leave workers out.")
+    options = read_cluster_config(config, cluster=cluster, workers=workers)
+    if gpus and not options.is_here:
+        raise RequestError(f"gpus are of this machine, and the cluster is {options.cluster}. Leave gpus out.")
+    if options.kind == "scheduler":
+        return _client_of_scheduler(options.cluster)
+    if options.is_queue:
+        return _OwningClient(submit_jobs(options))
+    if gpus and options.local_workers not in (None, len(gpus)):
+        raise RequestError(f"workers is {options.workers}, and {len(gpus)} GPUs have a worker each. Leave workers out.")
+    if options.kind == "cuda":
+        gpus = gpus or local_gpus(options, "gpu")
+        if importlib.util.find_spec("dask_cuda"):
+            return _cuda_client(gpus)
+        log.info("dask-cuda is not installed: the workers are started without it.")
+    return _local_client(options.local_workers, tuple(gpus))
+
+
+def check_cluster(config: ClusterConfig) -> None:
+    """Raise RequestError where `connect` would, as far as that is seen without starting anything."""
+    if config.kind == "scheduler":
+        _reach(config.cluster)
+    elif config.is_queue:
+        check_job_queue(config)
+
+
+def local_gpus(config: ClusterConfig, processor: str, gpu_id: int | None = None) -> tuple[str, ...]:
+    """The GPUs of this machine that get a worker process each.
+
+    Raises DeviceError for GPUs that are not there, RequestError for one of this machine where workers are elsewhere.
+    """
+    if not config.is_here:
+        if gpu_id is not None:
+            raise RequestError(f"gpu_id is of this machine, and the cluster is {config.cluster}. Leave it out.")
+        return ()
+    if config.kind == "local":
+        return worker_gpus(processor, gpu_id=gpu_id, workers=config.local_workers)
+    if processor == "cpu":
+        raise DeviceError("The cluster cuda and the processor type cpu were asked for. Leave one out.")
+    gpus = worker_gpus(processor, gpu_id=gpu_id, workers=config.local_workers) or visible_gpus()
+    if not gpus:
+        raise DeviceError(
+            "The cluster is cuda, and torch sees no GPU here. Check nvidia-smi, CUDA_VISIBLE_DEVICES and that torch is "
+            "a CUDA build, or take the cluster local."
+        )
+    return gpus
+
+
+class _OwningClient(Client):
+    """A client that closes its cluster with itself, as one that has started its own local workers does."""
+
+    def close(self, *args: Any, **keywords: Any) -> None:
+        cluster: Any = self.cluster
+        super().close(*args, **keywords)
+        cluster.close()
+
+
+def _local_client(workers: int | None, gpus: tuple[str, ...]) -> Client:
     count = len(gpus) or workers or 1
     has_processes = bool(gpus) or workers is not None
-    client = Client(
-        n_workers=count,
-        threads_per_worker=GPU_WORKER_THREADS if gpus else max(1, CPU_COUNT // count),
-        processes=has_processes,
-        # Without an address distributed takes port 8787, and warns where that is in use.
-        dashboard_address="127.0.0.1:0",
-        scheduler_kwargs={"dashboard": bool(importlib.util.find_spec("bokeh"))},
-    )
+    threads = GPU_WORKER_THREADS if gpus else max(1, CPU_COUNT // count)
+    client = Client(n_workers=count, threads_per_worker=threads, processes=has_processes, **_quiet_addresses())
     if has_processes:
         client.register_plugin(_LocalWorker())
     if gpus:
-        client.register_plugin(_OneGpuEach(tuple(gpus)))
+        client.register_plugin(_OneGpuEach(gpus))
     return client
+
+
+def _cuda_client(gpus: Sequence[str]) -> Client:
+    """By dask-cuda: its workers also keep to the cores that are near their GPU."""
+    from dask_cuda import LocalCUDACluster
+
+    client = _OwningClient(LocalCUDACluster(**_cuda_options(gpus)))
+    client.register_plugin(_LocalWorker())
+    return client
+
+
+def _cuda_options(gpus: Sequence[str]) -> dict[str, Any]:
+    return {"CUDA_VISIBLE_DEVICES": list(gpus), "threads_per_worker": GPU_WORKER_THREADS, **_quiet_addresses()}
+
+
+def _quiet_addresses() -> dict[str, Any]:
+    """Of dashboards: without an address distributed takes port 8787, and warns where that is in use."""
+    return {
+        "dashboard_address": "127.0.0.1:0",
+        "scheduler_kwargs": {"dashboard": bool(importlib.util.find_spec("bokeh"))},
+    }
+
+
+def _client_of_scheduler(cluster: str) -> Client:
+    address = _reach(cluster)
+    try:
+        return Client(address)
+    except (OSError, ValueError, TypeError) as error:  # TypeError: tls without certificates
+        raise _unreachable(cluster, error) from error
+
+
+def _reach(cluster: str) -> str:
+    """The address of the scheduler at an address or of a scheduler file, which somebody listens at."""
+    address = cluster if "://" in cluster else _address_in(Path(cluster))
+    try:
+        _knock(address)
+    except (OSError, ValueError, TypeError) as error:
+        raise _unreachable(cluster if address == cluster else f"{address}, which {cluster} names", error) from error
+    return address
+
+
+def _unreachable(cluster: str, error: Exception) -> RequestError:
+    return RequestError(f"No Dask scheduler can be reached at {cluster}: {error}. Does it run?")
+
+
+def _address_in(path: Path) -> str:
+    """What a file that ``dask scheduler --scheduler-file`` has written says."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RequestError(f"cluster is {str(path)!r}, and no such file is there; {CLUSTERS} is needed.") from error
+    except OSError as error:
+        raise RequestError(f"The scheduler file {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise RequestError(
+            f"{path} is no scheduler file, which dask scheduler --scheduler-file writes: {error}"
+        ) from error
+    address = content.get("address") if isinstance(content, dict) else None
+    if not isinstance(address, str):
+        raise RequestError(
+            f"{path} is no scheduler file, which dask scheduler --scheduler-file writes: no address in it."
+        )
+    return address
 
 
 def _knock(address: str) -> None:

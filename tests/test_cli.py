@@ -148,7 +148,15 @@ ASKED_WRONGLY = {
     "broken JSON text": ({"model": '{"ImageHeight": 16,'}, (), "JSON"),
     "chunks of nothing": ({}, ("--chunks", "0"), "chunks"),
     "chunks of no number": ({}, ("--chunks", "big"), "'big' is neither a number of pixels above 0 nor auto"),
-    "no workers": ({}, ("--workers", "0"), "0 is not in the range"),
+    "no workers": ({}, ("--workers", "0"), "workers is '0'; a number, at least 1, is needed"),
+    "range of local workers": ({}, ("--workers", "2:4"), "workers is 2 to 4; that is for job queues"),
+    "job of no queue": (
+        {},
+        ("--walltime", "01:00:00", "--gpus-per-node", "2"),
+        "gpus_per_node and walltime can be said",
+    ),
+    "no options of a cluster": ({}, ("--cluster-config", "nowhere.yaml"), "cannot be read from nowhere.yaml"),
+    "cluster of no kind": ({}, ("--cluster", "slrum"), "cluster is 'slrum', and no such file is there; local, cuda"),
     "unknown runner": ({}, ("--runner", "arcgis"), "'arcgis' is not one of"),
     "unknown option": ({}, ("--tile", "512"), "No such option"),
 }

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
+import json
 import os
 import signal
 import socket
+import sys
 import time
+import types
 
 import dask
 import pytest
 from dask.system import CPU_COUNT
+from dask_processes import dask_processes
 from distributed import LocalCluster
 
 import geodl_dask as gd
-from geodl_dask.cluster import connect, dashboard_of
-from geodl_dask.errors import RequestError
+from geodl_dask.cluster import connect, dashboard_of, local_gpus
+from geodl_dask.cluster_config import GPU_WORKER_THREADS, read_cluster_config
+from geodl_dask.devices import visible_gpus
+from geodl_dask.errors import DeviceError, RequestError
 
 HAS_BOKEH = importlib.util.find_spec("bokeh") is not None
 
@@ -74,14 +81,54 @@ def test_dashboard_is_told_and_answers():
     [
         ("local", 0, "workers is 0; at least 1"),
         ("local", -3, "workers is -3; at least 1"),
-        ("slrum", None, "cluster is 'slrum'; local or a scheduler's address"),
-        ("127.0.0.1:8786", None, "cluster is '127.0.0.1:8786'; local or a scheduler's address"),
+        ("local", (2, 4), "workers is 2 to 4; that is for job queues"),
+        (
+            "slrum",
+            None,
+            "cluster is 'slrum', and no such file is there; local, cuda, slurm, .* scheduler file is needed",
+        ),
+        ("127.0.0.1:8786", None, "cluster is '127.0.0.1:8786', and no such file is there; local, .* (tcp://host:port)"),
         ("tcp://127.0.0.1:8786", 2, "scheduler at tcp://127.0.0.1:8786 has its own workers"),
     ],
 )
 def test_what_is_no_cluster_is_refused(cluster, workers, says):
     with pytest.raises(RequestError, match=says):
         gd.connect(cluster, workers=workers)
+
+
+def test_scheduler_file_leads_to_its_scheduler(tmp_path):
+    with dask_processes() as (address, _):
+        path = tmp_path / "scheduler.json"
+        with gd.connect(address) as client:
+            client.run_on_scheduler(lambda dask_scheduler: path.write_text(json.dumps(dask_scheduler.identity())))
+        for named in (str(path), path):
+            with gd.connect(config={"cluster": str(named)}) as client:
+                assert client.scheduler.address == address
+                assert client.submit(sum, [1, 2]).result() == 3
+    with pytest.raises(RequestError, match=f"No Dask scheduler can be reached at {address}, which {path} names"):
+        gd.connect(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"{", "is not what dask scheduler --scheduler-file writes: Expecting property name"),
+        (b"\xff", "is not what dask scheduler --scheduler-file writes: .*decode"),
+        (b"[1]", "is not what dask scheduler --scheduler-file writes: it has no address"),
+        (b'{"address": 3}', "is not what dask scheduler --scheduler-file writes: it has no address"),
+        (b'{"address": "nowhere"}', "No Dask scheduler can be reached at nowhere, which .*scheduler.json names"),
+    ],
+)
+def test_scheduler_file_that_cannot_be_used_is_named(content, says, tmp_path):
+    path = tmp_path / "scheduler.json"
+    path.write_bytes(content)
+    with pytest.raises(RequestError, match=says):
+        gd.connect(str(path))
+
+
+def test_scheduler_file_that_is_a_folder_is_named(tmp_path):
+    with pytest.raises(RequestError, match=r"scheduler file .* cannot be read: Is a directory"):
+        gd.connect(str(tmp_path))
 
 
 def test_scheduler_that_does_not_answer_is_named():
@@ -119,3 +166,52 @@ def test_gpus_and_a_number_of_workers_contradict_each_other():
         connect("local", workers=3, gpus=("0", "1"))
     with connect("local", workers=2, gpus=("0", "1")) as client:
         assert sorted(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == ["0", "1"]
+
+
+def test_gpus_are_of_this_machine():
+    with pytest.raises(RequestError, match="gpus are of this machine, and the cluster is slurm"):
+        connect("slurm", gpus=("0",))
+    with pytest.raises(RequestError, match="gpu_id is of this machine, and the cluster is slurm"):
+        local_gpus(read_cluster_config({"cluster": "slurm"}), "auto", 0)
+    assert local_gpus(read_cluster_config({"cluster": "slurm"}), "gpu") == ()
+
+
+@pytest.mark.skipif(bool(visible_gpus()), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused():
+    with pytest.raises(DeviceError, match="cluster is cuda, and torch sees no GPU here"):
+        connect("cuda")
+    with pytest.raises(DeviceError, match="cluster cuda and the processor type cpu"):
+        local_gpus(read_cluster_config({"cluster": "cuda"}), "cpu")
+
+
+@pytest.mark.skipif(bool(importlib.util.find_spec("dask_cuda")), reason="dask-cuda is installed")
+def test_cuda_without_dask_cuda_is_a_local_worker_for_each_gpu():
+    # No GPU here: what each worker would let torch see is all that can be shown.
+    with connect("cuda", gpus=("5",)) as client:
+        assert list(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == ["5"]
+        assert list(client.nthreads().values()) == [GPU_WORKER_THREADS]
+
+
+def test_cuda_with_dask_cuda_is_called_for_a_worker_for_each_gpu(monkeypatch):
+    # A stand-in, for dask-cuda itself needs a GPU; it is told the same, and is a real cluster.
+    told = {}
+
+    class LocalCUDACluster(LocalCluster):
+        def __init__(self, CUDA_VISIBLE_DEVICES, **options):
+            told.update(options, CUDA_VISIBLE_DEVICES=CUDA_VISIBLE_DEVICES)
+            super().__init__(n_workers=len(CUDA_VISIBLE_DEVICES), **options)
+
+    module = types.ModuleType("dask_cuda")
+    module.LocalCUDACluster = LocalCUDACluster
+    module.__spec__ = importlib.machinery.ModuleSpec("dask_cuda", None)
+    monkeypatch.setitem(sys.modules, "dask_cuda", module)
+    with connect("cuda", gpus=("3", "GPU-abc")) as client:
+        assert len(client.nthreads()) == 2
+        assert all(client.run(interrupt_is_ignored).values())
+        cluster = client.cluster
+    assert cluster.status.name == "closed"
+    assert told == {
+        "CUDA_VISIBLE_DEVICES": ["3", "GPU-abc"], "threads_per_worker": GPU_WORKER_THREADS,
+        "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0",
+        "scheduler_kwargs": {"dashboard": HAS_BOKEH},
+    }  # fmt: skip

@@ -1,0 +1,270 @@
+"""Workers as jobs of Slurm, PBS, LSF or Grid Engine, by dask-jobqueue.
+
+A job has one worker process, or one for each of its GPUs. Workers leave a while before their job's walltime, so that
+what they have begun is finished or goes to others; a job that has ended is submitted again while its workers are
+wanted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import shutil
+import subprocess
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dask
+from dask.utils import parse_bytes, parse_timedelta
+from distributed import Client
+from distributed.core import Status
+from distributed.deploy.cluster import Cluster
+
+from .cluster_config import GPU_WORKER_THREADS, QUEUES, ClusterConfig
+from .errors import MissingDependencyError, RequestError
+
+if TYPE_CHECKING:
+    from dask_jobqueue.core import JobQueueCluster
+
+log = logging.getLogger(__name__)
+
+CORES, MEMORY_PER_CORE = 4, "4GiB"
+"""Of a job that says nothing of them, and has no GPU."""
+LOOK_EVERY_S = 10
+"""How often a queue is asked for jobs that are waited for."""
+TRY_AGAIN_S = 60
+"""After how long a queue that did not take a job is asked again."""
+LEAVE_EARLY_S = 300
+"""How long before its walltime a job's workers leave at the most; a fifth of a short walltime."""
+SCHEDULER = "tcp://SCHEDULER:PORT"
+"""Stands in a script for the address that is known once a scheduler runs."""
+
+
+@dataclass(frozen=True)
+class _System:
+    """What a job queue is called by dask-jobqueue and in a shell."""
+
+    class_name: str
+    submits: str
+    lists: str
+    """Shows the state of the jobs whose numbers follow."""
+
+
+_SYSTEMS = {
+    "slurm": _System("SLURMCluster", "sbatch", "squeue --jobs="),
+    "pbs": _System("PBSCluster", "qsub", "qstat "),
+    "lsf": _System("LSFCluster", "bsub", "bjobs "),
+    "sge": _System("SGECluster", "qsub", "qstat -j "),
+}
+
+
+def check_job_queue(config: ClusterConfig) -> None:
+    """Raise MissingDependencyError without dask-jobqueue, RequestError where no job can be submitted from here."""
+    _cluster_class(config)
+    command = _SYSTEMS[config.cluster].submits
+    if not shutil.which(command):
+        raise RequestError(
+            f"cluster is {config.cluster}, and its command {command} is not on this machine. Start this where jobs are "
+            "submitted, such as a login node; geodl-dask cluster-script prints what would be."
+        )
+
+
+def job_script(config: ClusterConfig) -> str:
+    """The script of one job, as it would be submitted. Raises RequestError for what is no job queue."""
+    if not config.is_queue:
+        raise RequestError(f"cluster is {config.cluster}; a job queue ({', '.join(QUEUES)}) is needed.")
+    cluster_class: Any = _cluster_class(config)
+    return str(cluster_class.job_cls(SCHEDULER, name="geodl-dask", **job_options(config)).job_script())
+
+
+def submit_jobs(config: ClusterConfig) -> JobQueueCluster:
+    """A scheduler in this process, and its workers' jobs, which are cancelled when the cluster is closed.
+
+    Raises RequestError with the queue's own words where it does not take them.
+    """
+    check_job_queue(config)
+    least, most = config.worker_range
+    with ExitStack() as undo:
+        try:
+            cluster = _lasting(_cluster_class(config))(**job_options(config), scheduler_options=_of_scheduler(config))
+            undo.callback(cluster.close)
+            cluster.sync(cluster.submit, least // config.processes)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise RequestError(f"{config.cluster} took no job: {_words_of_queue(error)}") from error
+        if most > least:
+            cluster.adapt(minimum=least, maximum=most)
+        undo.pop_all()
+    return cluster
+
+
+def jobs_of(client: Client) -> list[str]:
+    """The numbers of the jobs that a client's workers are, or will be."""
+    cluster: Any = client.cluster
+    return sorted(job.job_id for job in cluster.workers.values() if job.job_id)
+
+
+def await_worker(client: Client, config: ClusterConfig) -> None:
+    """Wait for the first worker, however long the queue is. Raises RequestError where all jobs have ended before."""
+    while True:
+        try:
+            return client.wait_for_workers(1, timeout=LOOK_EVERY_S)
+        except TimeoutError:
+            jobs = jobs_of(client)
+            if config.cluster == "slurm" and jobs and not _are_in_slurm(jobs):
+                raise RequestError(
+                    f"All jobs ({', '.join(jobs)}) ended before a worker came. What they wrote, to slurm-{jobs[0]}.out "
+                    "unless a directive says another file, tells why."
+                ) from None
+
+
+def how_to_look(config: ClusterConfig, jobs: list[str]) -> str:
+    """The shell command that shows the state of jobs."""
+    return _SYSTEMS[config.cluster].lists + ("," if config.cluster in ("slurm", "sge") else " ").join(jobs)
+
+
+def _are_in_slurm(jobs: list[str]) -> bool:
+    """Whether any of them waits or runs."""
+    listed = subprocess.run(["squeue", "--noheader", f"--jobs={','.join(jobs)}"], capture_output=True, text=True)
+    return bool(listed.stdout.strip()) or (listed.returncode != 0 and "Invalid job id" not in listed.stderr)
+
+
+def job_options(config: ClusterConfig) -> dict[str, Any]:
+    """What dask-jobqueue's classes are to be called with; what is not said is left to the site's jobqueue.yaml."""
+    threads = config.processes * GPU_WORKER_THREADS if config.gpus_per_node else config.cores
+    threads = threads or _of_site(config, "cores") or CORES
+    booked = config.cores or threads
+    memory = config.memory or _of_site(config, "memory") or f"{booked * parse_bytes(MEMORY_PER_CORE)}B"
+    walltime = config.walltime or _of_site(config, "walltime")
+    options = {
+        "cores": threads, "processes": config.processes, "memory": memory, "walltime": walltime, "queue": config.queue,
+        "interface": config.interface, "job_script_prologue": list(config.setup_lines) or None,
+        "job_name": "geodl-dask",
+        "worker_extra_args": [*(_of_site(config, "worker-extra-args") or ()), *_leave_before(walltime)],
+    }  # fmt: skip
+    special, directives = _OF_SYSTEM[config.cluster](config, booked, memory, walltime)
+    directives += [*(_of_site(config, "job-extra-directives") or ()), *config.directives]
+    return {**options, **special, "job_extra_directives": directives}
+
+
+def _slurm(config: ClusterConfig, cores: int, memory: str, walltime: str) -> tuple[dict[str, Any], list[str]]:
+    gpus = [f"--gres=gpu:{config.gpus_per_node}"] if config.gpus_per_node else []
+    return {"account": config.account, "job_cpu": cores}, gpus
+
+
+def _pbs(config: ClusterConfig, cores: int, memory: str, walltime: str) -> tuple[dict[str, Any], list[str]]:
+    from dask_jobqueue.pbs import pbs_format_bytes_ceil
+
+    size = pbs_format_bytes_ceil(parse_bytes(memory))
+    with_gpus = f"select=1:ncpus={cores}:mem={size}:ngpus={config.gpus_per_node}"
+    return {"account": config.account, "resource_spec": with_gpus if config.gpus_per_node else None}, []
+
+
+def _lsf(config: ClusterConfig, cores: int, memory: str, walltime: str) -> tuple[dict[str, Any], list[str]]:
+    hours, minutes, *_ = walltime.split(":")
+    gpus = [f'-gpu "num={config.gpus_per_node}"'] if config.gpus_per_node else []
+    return {"project": config.account, "ncpus": cores, "walltime": f"{hours}:{minutes}"}, gpus
+
+
+def _sge(config: ClusterConfig, cores: int, memory: str, walltime: str) -> tuple[dict[str, Any], list[str]]:
+    return {"project": config.account}, [f"-l gpu={config.gpus_per_node}"] if config.gpus_per_node else []
+
+
+_OF_SYSTEM = {"slurm": _slurm, "pbs": _pbs, "lsf": _lsf, "sge": _sge}
+
+
+def _leave_before(walltime: str) -> list[str]:
+    """The worker's options by which it leaves in time, and not all workers at once."""
+    parts = [int(part) for part in walltime.split(":")]
+    hours, minutes, seconds = [*parts, 0] if len(parts) == 2 else parts  # LSF's own default has no seconds
+    length_s = hours * 3600 + minutes * 60 + seconds
+    early_s = min(LEAVE_EARLY_S, length_s // 5)
+    return ["--lifetime", f"{length_s - early_s}s", "--lifetime-stagger", f"{early_s // 5}s"]
+
+
+def _of_site(config: ClusterConfig, name: str) -> Any:
+    return dask.config.get(f"jobqueue.{config.cluster}.{name}")
+
+
+def _of_scheduler(config: ClusterConfig) -> dict[str, Any]:
+    # Without an address distributed takes port 8787, and warns where that is in use.
+    ours = {"dashboard_address": ":0", "dashboard": bool(importlib.util.find_spec("bokeh"))}
+    return {**ours, **(_of_site(config, "scheduler-options") or {})}
+
+
+def _cluster_class(config: ClusterConfig) -> type[JobQueueCluster]:
+    try:
+        import dask_jobqueue
+    except ImportError as error:
+        raise MissingDependencyError(
+            f'cluster is {config.cluster}, which needs dask-jobqueue: pip install "geodl_dask[hpc]"'
+        ) from error
+    found: type[JobQueueCluster] = getattr(dask_jobqueue, _SYSTEMS[config.cluster].class_name)
+    return found
+
+
+def _lasting(base: type[JobQueueCluster]) -> Any:
+    """The same, but a job that has ended is submitted again.
+
+    SpecCluster (distributed 2026.8) forgets such a job and starts no other, and of a job with several worker processes
+    it does not even see the end.
+    """
+
+    class Lasting(base):  # type: ignore[misc,valid-type]
+        async def submit(self, jobs: int) -> None:
+            """Like scale, which however would only log why the queue does not take them."""
+            while len(self.worker_spec) < jobs:
+                self.worker_spec.update(self.new_worker_spec())
+            await self._submit_missing()
+
+        async def _submit_missing(self) -> None:
+            try:
+                await self._correct_state()
+            except RuntimeError:
+                for name, job in list(self.workers.items()):
+                    if job.job_id is None:
+                        job.status = Status.failed
+                        del self.workers[name]
+                raise
+
+        def _update_worker_status(self, op: str, msg: Any) -> None:
+            if op == "remove":
+                name = self._job_of(self.scheduler_info["workers"][msg]["name"])
+                grace_s = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
+                self._soon(grace_s, name, self.workers.get(name))
+            Cluster._update_worker_status(self, op, msg)
+
+        def _soon(self, delay_s: float, name: str, job: Any) -> None:
+            def submit() -> None:
+                self._futures.add(asyncio.ensure_future(self._submit_again(name, job)))
+
+            asyncio.get_running_loop().call_later(delay_s, submit)
+
+        async def _submit_again(self, name: str, job: Any) -> None:
+            there = {self._job_of(worker["name"]) for worker in self.scheduler_info["workers"].values()}
+            is_another = self.workers.get(name) is not job
+            if self.status != Status.running or name not in self.worker_spec or name in there or is_another:
+                return
+            if job is not None:
+                del self.workers[name]
+                await job.close()
+            try:
+                await self._correct_state()
+            except RuntimeError as error:
+                log.warning(
+                    "No job was submitted for one that ended; tried again in a while: %s", _words_of_queue(error)
+                )
+                self.workers.pop(name, None)
+                self._soon(TRY_AGAIN_S, name, None)
+
+        def _job_of(self, worker: str) -> str:
+            return worker.rpartition("-")[0] if self._job_kwargs["processes"] > 1 else worker
+
+    Lasting.__name__ = base.__name__  # jobs and workers are named by it
+    return Lasting
+
+
+def _words_of_queue(error: Exception) -> str:
+    """Of dask-jobqueue's error what the command itself said."""
+    return " ".join((str(error).partition("stderr:")[2] or str(error)).split())
