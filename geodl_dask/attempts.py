@@ -85,19 +85,20 @@ class Attempts:
         return [future for run, among in again for future in self.begin([run], among)]
 
     def missing(self, runs: Iterable[list[Index]]) -> Iterator[list[Index]]:
-        """The runs, but, while there are workers that cannot see what is kept, without the blocks that are."""
+        """The runs; while workers do not see what is kept, one by one those of their blocks that are not.
+
+        Their pixels come back here, so that no more of them are under way than there are tasks.
+        """
         for run in runs:
-            missing = run
-            if self._crew.blind:
-                kept = [
-                    count_kept(self._store, self._lattice, each) if self._store.is_done(each) else None for each in run
-                ]
-                missing = [index for index, tally in zip(run, kept, strict=True) if tally is None]
-                for tally in kept:
-                    if tally is not None:
-                        self._kept.add(tally)
-            if missing:
-                yield missing
+            if not self._crew.blind:
+                yield run
+                continue
+            for index in run:
+                kept = count_kept(self._store, self._lattice, index) if self._store.is_done(index) else None
+                if kept is None:
+                    yield [index]
+                else:
+                    self._kept.add(kept)
 
     def settle(self, future: Future[Any], *, is_alone: bool = False) -> Tally:
         """What a task has done for good. Raises what ends the run."""

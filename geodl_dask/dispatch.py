@@ -25,7 +25,7 @@ from .blocks import BlockStore, Index, Lattice, NotKeptError, Tally, count_kept,
 from .errors import OutputError
 from .failures import NONE, failure, killed, lost, memory_of, not_kept
 from .reputation import TRIES
-from .workers import Crew, noticing_absence, prepared_workers
+from .workers import Crew, all_see, noticing_absence, prepared_workers
 
 Progress = Callable[[int, int], None]
 """Called with the pixels that are done and those to be done in all."""
@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]
 Tallies = Generator[Tally, None, None]
 """Of what has just become of some blocks."""
 
-MOST_TASKS = 10_000
+MOST_TASKS = 20_000
 """Blocks are put together into runs, so that a raster of any size makes about this many tasks at the most."""
 HOPELESS = 20
 """When this many blocks have failed and none could be computed, the others are not tried."""
@@ -75,19 +75,38 @@ def store_blocks(
 
 
 @contextmanager
+def where_seen(folder: Path) -> Iterator[None]:
+    """While the block lasts this process computes, if the active client has workers that do not see ``folder``."""
+    try:
+        client = default_client()
+    except ValueError:
+        client = None
+    if client is None or all_see(client, folder):
+        yield
+        return
+    with _own_client() as own, own.as_current():
+        yield
+
+
+@contextmanager
 def _active_client() -> Iterator[Client]:
     try:
         client = default_client()
     except ValueError:
-        with Client(
-            processes=False, n_workers=1, threads_per_worker=CPU_COUNT, set_as_default=False,
-            # No dashboard; but without an address distributed takes port 8787, and warns where that is in use.
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-        ) as own:  # fmt: skip
+        with _own_client() as own:
             yield own
     else:
         yield client
+
+
+def _own_client() -> Client:
+    """Workers in this process."""
+    return Client(
+        processes=False, n_workers=1, threads_per_worker=CPU_COUNT, set_as_default=False,
+        # No dashboard; but without an address distributed takes port 8787, and warns where that is in use.
+        dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": False},
+    )  # fmt: skip
 
 
 def _rolling(client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None, crew: Crew) -> Tallies:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import cloudpickle
 import dask.array as da
 import numpy as np
 from dask.blockwise import Blockwise
@@ -100,7 +101,7 @@ def prepared_workers(client: Client, array: da.Array, folder: Path | None = None
     Workers in this very process are ready: who planned the run has loaded the model.
     Raises what a worker raised, of the same kind where it is one of ours, with the worker's name.
     """
-    if client.scheduler_info()["address"].startswith("inproc://"):
+    if _is_here(client):
         yield Crew()
         return
     name = f"geodl_dask-{secrets.token_hex(4)}"
@@ -137,12 +138,14 @@ def _token(folder: Path | None, name: str) -> Iterator[str | None]:
 def _register(client: Client, plugin: _GetReady) -> None:
     try:
         client.register_plugin(plugin)
-    except ImportError as error:
+    except OSError as error:  # a worker left meanwhile; those that come get the plugin
+        log.debug("a worker could not be asked to get ready: %s", error)
+    except Exception as error:  # so Dask tells what went wrong with the message itself
+        if "ModuleNotFoundError" not in f"{type(error).__name__}: {error}":
+            raise
         raise MissingDependencyError(
             f"The workers' Python lacks what this one has: {error}. Install geodl_dask there as it is here."
         ) from error
-    except OSError as error:  # a worker left meanwhile; those that come get the plugin
-        log.debug("a worker could not be asked to get ready: %s", error)
 
 
 def _readiness(client: Client, name: str) -> dict[str, tuple[str, bool]]:
@@ -170,7 +173,8 @@ class _GetReady(WorkerPlugin):
 
     def __init__(self, name: str, preparations: list[tuple[Preparation, Parcel]], token: str | None) -> None:
         self.name = name
-        self._preparations, self._token = preparations, token
+        # Packed: what it takes to load is imported in the thread.
+        self._preparations, self._token = cloudpickle.dumps(preparations), token
 
     def setup(self, worker: Worker) -> None:
         """Begin. Runs in the worker's event loop."""
@@ -182,14 +186,34 @@ class _GetReady(WorkerPlugin):
 
     def _settle(self, worker: Worker) -> None:
         try:
-            for preparation, parcel in self._preparations:
+            preparations: list[tuple[Preparation, Parcel]] = cloudpickle.loads(self._preparations)
+            for preparation, parcel in preparations:
                 preparation.prepare(lambda parcel=parcel: parcel.fetch(worker))  # type: ignore[misc]
             self.ready.set_result(self._token is None or _sees(Path(self._token)))
         except BaseException as error:  # a model's own code may say sys.exit()
-            kind = type(error) if isinstance(error, GeodlError) else WorkerSetupError
+            missing = MissingDependencyError if isinstance(error, ImportError) else WorkerSetupError
+            kind = type(error) if isinstance(error, GeodlError) else missing
             cause = str(error) if isinstance(error, GeodlError) else in_words(error)
             where = f"Worker {worker.name} ({worker.address}) on {socket.gethostname()} cannot begin"
             self.ready.set_exception(kind(f"{where}: {cause}"))
+
+
+def all_see(client: Client, folder: Path) -> bool:
+    """Whether every worker sees a folder of this machine."""
+    if _is_here(client):
+        return True
+    with _token(folder, f"geodl_dask-{secrets.token_hex(4)}") as token:
+        return all(client.run(_look_for, token, on_error="ignore").values())
+
+
+async def _look_for(token: str) -> bool:
+    """Runs in a worker's event loop, which goes on meanwhile."""
+    return await asyncio.to_thread(_sees, Path(token))
+
+
+def _is_here(client: Client) -> bool:
+    """Whether the workers are threads of this process."""
+    return bool(client.scheduler_info()["address"].startswith("inproc://"))
 
 
 def _sees(path: Path) -> bool:
@@ -267,4 +291,4 @@ def noticing_absence(client: Client) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(timeout=1)  # a scheduler that is lost does not answer

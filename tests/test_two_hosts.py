@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from conftest import write_definition, write_raster
 from distributed import Client, LocalCluster
 from hosts import FAR, NEAR, other_host, two_hosts, wait_until
@@ -177,7 +178,7 @@ def test_package_with_code_reaches_workers_where_it_was_trusted(place, scheduler
             write(change_of(place, **options), place / "out" / "change.zarr")
     (kept,) = (place / "far-cache" / "models").glob("*/content")
     assert {path.name for path in kept.rglob("*.*")} >= {"Function.py", "beside.py", "limit.json", "weights.bin"}
-    with gd.zarr_store.xr.open_zarr(place / "out" / "change.zarr", mask_and_scale=False) as store:
+    with xr.open_zarr(place / "out" / "change.zarr", mask_and_scale=False) as store:
         np.testing.assert_array_equal(store["change"].values, expected)
 
 
