@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]
 Tallies = Generator[Tally, None, None]
 """Of what has just become of some blocks."""
 
-MOST_TASKS = 20_000
+MOST_TASKS = 10_000
 """Blocks are put together into runs, so that a raster of any size makes about this many tasks at the most."""
 HOPELESS = 20
 """When this many blocks have failed and none could be computed, the others are not tried."""
