@@ -14,6 +14,7 @@ from distributed import Client, Future, KilledWorker
 from distributed.client import FutureCancelledError
 
 from .blocks import BlockStore, Index, Lattice, NotKeptError, Tally, count_kept, in_words, pack_recipe, write_block
+from .errors import GeodlError
 from .failures import NONE, failure, killed, lost, memory_of, not_kept, place
 from .reputation import Reputation
 from .workers import Crew, Report, work
@@ -60,14 +61,19 @@ class Attempts:
 
     def room(self) -> int:
         """Tasks that may be added, for as many workers as there are by now."""
-        try:
-            lanes = self._client.nthreads()
-        except OSError as error:
-            raise lost(self._client) from error
-        self._reputation.alive = set(lanes)
+        lanes = self._lanes()
         if len(self._put_off) >= MOST_PUT_OFF:
             return 0
         return max(0, 2 * max(1, sum(lanes.values())) - len(self._runs))
+
+    def _lanes(self) -> dict[str, int]:
+        """The threads of each worker that is there."""
+        try:
+            lanes: dict[str, int] = self._client.nthreads()
+        except OSError as error:
+            raise lost(self._client) from error
+        self._reputation.alive = set(lanes)
+        return lanes
 
     def begin(self, runs: Iterable[list[Index]], among: list[str] | None = None) -> list[Future[Any]]:
         """Tasks for some runs of blocks. among : workers that are to do them, if they are there still."""
@@ -130,9 +136,7 @@ class Attempts:
         self._hosts[report.worker] = report.host
         tally = report.tally if report.pixels is None else self._take_over(report)
         if report.unfit:
-            if self._reputation.set_aside(report.worker):
-                self._dismiss(report.worker, report.unfit)
-            tally = Tally(failed=dict.fromkeys(run, report.unfit))
+            tally = self._after_refusal(report, report.unfit, run)
         failures = [_Failure([index], self._located(cause, report)) for index, cause in tally.failed.items()]
         if report.not_kept:
             failures = [_Failure(run, self._located(report.not_kept, report), is_of_store=True)]
@@ -144,6 +148,15 @@ class Attempts:
             self._reputation.note_failed(report.worker, each.run[0])
             tally.failed |= self._judge(each)
         return tally
+
+    def _after_refusal(self, report: Report, cause: GeodlError, run: list[Index]) -> Tally:
+        """Of a run that a worker could not begin. Raises the cause where nobody else is there, or has been."""
+        self._lanes()
+        if self._reputation.set_aside(report.worker):
+            self._dismiss(report.worker, in_words(cause))
+        elif not self._is_any_done:
+            raise cause
+        return Tally(failed=dict.fromkeys(run, in_words(cause)))
 
     def _take_over(self, report: Report) -> Tally:
         """Keep the blocks of a worker that does not see where."""

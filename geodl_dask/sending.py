@@ -163,8 +163,9 @@ def sending(client: Client, parcels: Mapping[Parcel, Mapping[str, str]]) -> Iter
         yield
     finally:
         sender.has_ended.set()
-        for topic in topics:
-            client.unsubscribe_topic(topic)
+        with suppress(Exception):  # the scheduler may be lost, or closed
+            for topic in topics:
+                client.unsubscribe_topic(topic)
 
 
 class _Sender:

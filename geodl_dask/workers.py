@@ -237,7 +237,7 @@ class Report:
     """What became of the blocks."""
     not_kept: str | None = None
     """Why a block could not be kept."""
-    unfit: str | None = None
+    unfit: GeodlError | None = None
     """Why the worker cannot do any block."""
     pixels: dict[Index, np.ndarray] | None = None
     """The blocks, (y, x) each, of a worker that does not see where they are to be kept."""
@@ -251,7 +251,7 @@ def work(crew: str | None, recipe: bytes, run: list[Index]) -> Report:
     try:
         sees_output = plugin.ready.result() if isinstance(plugin, _GetReady) else True
     except GeodlError as error:
-        report.unfit = in_words(error)
+        report.unfit = error
         return report
     store = None if sees_output else HandedOver()
     try:

@@ -186,6 +186,14 @@ def test_late_worker_that_cannot_begin_is_set_aside_and_said_once(tmp_path, capl
     assert caplog.text.count("is set aside: DeviceError: Worker 1") == 1
 
 
+def test_workers_that_all_come_late_and_cannot_begin_end_the_run(tmp_path):
+    """As those of a job queue do."""
+    with processes(0) as client:
+        threading.Timer(1, client.cluster.scale, (2,)).start()
+        with pytest.raises(DeviceError, match=r"^Worker \d .* cannot begin: there is no such GPU.$"):
+            store_blocks(blocks_of(Refused(tmp_path)), FolderOfBlocks(tmp_path))
+
+
 def test_nothing_of_a_run_stays_on_the_workers(tmp_path):
     with processes(1) as client:
         for _ in range(3):
