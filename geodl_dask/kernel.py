@@ -97,7 +97,7 @@ class Preparation:
         spec, processor = self.inference.spec, self.inference.processor
         if processor != "cpu":
             claim_gpu()
-        if not is_at_hand(spec.definition):
+        if self.files and not is_at_hand(spec.definition):
             use_copy(spec.definition, self.copy.at(fetch()))
         _warm_up(self.inference)
 

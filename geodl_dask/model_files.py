@@ -65,7 +65,10 @@ def copy_model(definition: ModelDefinition, *, with_code: bool) -> ModelCopy:
     """What travels of a model: the files that its definition names or, of a package, all.
 
     with_code : whether code that the model brings may run, which else stays at home.
+    Nothing travels of a model whose files are not those that it was read with.
     """
+    if not is_at_hand(definition):
+        return ModelCopy(definition, ())
     function = definition.inference_function if with_code else None
     listed = [path if path and (with_code or not path.endswith(".py")) else None for path in listed_files(definition)]
     named = [definition.model_file, function, *listed, *files_beside(definition.model_file, function)]

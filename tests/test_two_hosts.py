@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import threading
@@ -72,8 +73,9 @@ def change_of(place: Path, model: str = "toy_pt.emd", **options):
 
 
 @pytest.fixture
-def scheduler():
+def scheduler(caplog):
     """Without workers of its own."""
+    caplog.set_level("INFO", "geodl_dask")
     with (
         LocalCluster(n_workers=0, protocol="tcp", dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
@@ -172,7 +174,7 @@ def test_package_with_code_reaches_workers_where_it_was_trusted(place, scheduler
     expected = change_of(place, **options).compute(scheduler="synchronous").values
     assert set(np.unique(expected)) == {0, 7}
     with other_host("far") as far:
-        far.hide(place / "model")
+        far.hide(place / "model", Path(os.environ["GEODL_DASK_CACHE"]))
         with far.worker(scheduler.scheduler.address, GEODL_DASK_CACHE=str(place / "far-cache")):
             scheduler.wait_for_workers(1, timeout=60)
             write(change_of(place, **options), place / "out" / "change.zarr")
@@ -252,14 +254,14 @@ def test_job_runs_on_another_host_and_outlives_a_cut_of_the_link(place, tmp_path
                 *run, "detect-change", *words, "--chunks", "24", "--cluster", f"tcp://{NEAR}:8786"
             ) as job:
                 wait_until(lambda: len(parts_of(out)) > 3, 120)
-                far.run("ip", "link", "set", "link", "down")
+                far.run("ip", "link", "set", "wire", "down")
                 time.sleep(1)
                 before = len(parts_of(out))
                 time.sleep(cut_s - 1)
                 assert job.poll() is None
                 assert before < 289
                 assert len(parts_of(out)) == before
-                far.run("ip", "link", "set", "link", "up")
+                far.run("ip", "link", "set", "wire", "up")
                 said, _ = job.communicate(timeout=120)
     assert job.returncode == 0, said
     assert result_of(out) == expected
