@@ -169,19 +169,19 @@ class Attempts:
                 raise not_kept(self._array, index, str(error)) from error
         return tally
 
-    def _judge(self, failure: _Failure) -> dict[Index, str]:
+    def _judge(self, failed: _Failure) -> dict[Index, str]:
         """The cause of what has failed for good; else it is tried again, now or later."""
-        index = failure.run[0]
+        index = failed.run[0]
         verdict, among = self._reputation.judge(index, is_waiting=bool(self._runs))
-        if verdict == "final" and failure.is_of_store:
-            raise not_kept(self._array, index, failure.cause)
+        if verdict == "final" and failed.is_of_store:
+            raise not_kept(self._array, index, failed.cause)
         if verdict == "final":
-            return {index: failure.cause}
+            return {index: failed.cause}
         if verdict == "later":
-            self._put_off.append(failure)
+            self._put_off.append(failed)
         else:
-            log.info("The block at %s is tried again: %s", place(self._array, index), failure.cause)
-            self._again.append((failure.run, among))
+            log.info("The block at %s is tried again: %s", place(self._array, index), failed.cause)
+            self._again.append((failed.run, among))
         return {}
 
     def _after_death(self, run: list[Index], error: KilledWorker, *, is_alone: bool) -> dict[Index, str]:

@@ -15,6 +15,7 @@ import os
 import posixpath
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from .cache import kept_with
 from .definition import ModelDefinition, digest_of, listed_files
@@ -69,29 +70,39 @@ def copy_model(definition: ModelDefinition, *, with_code: bool) -> ModelCopy:
     """
     if not is_at_hand(definition):
         return ModelCopy(definition, ())
-    function = definition.inference_function if with_code else None
-    listed = [path if path and (with_code or not path.endswith(".py")) else None for path in listed_files(definition)]
-    named = [definition.model_file, function, *listed, *files_beside(definition.model_file, function)]
-    package = kept_with(Path(definition.folder)) if with_code and definition.folder else []
-    paths = sorted({path for path in (*named, *(each.as_posix() for each in package)) if path and is_file(path)})
-    folders = [posixpath.dirname(path) for path in paths] + ([definition.folder] if definition.folder else [])
+    keys, home, function = parse_keys(definition.text), definition.folder, definition.inference_function
+    function = function if with_code else None
+    listed = [path if path and (with_code or not _is_code(path)) else None for path in listed_files(definition)]
+    package = [each.as_posix() for each in kept_with(Path(home))] if with_code and home else []
+    named = {definition.model_file, function, *listed, *package, *files_beside(definition.model_file, function)}
+    paths = sorted(path for path in named if path and is_file(path))
+    folders = [posixpath.dirname(path) for path in paths] + ([home] if home else [])
     root = Path(os.path.commonpath(folders)).as_posix() if folders else "/"
-    keys = parse_keys(definition.text)
-    if "ModelFiles" in keys:  # of which some may be absolute
-        place_of = dict(zip(texts_in(keys["ModelFiles"]), listed, strict=True))
-        keys["ModelFiles"] = map_texts(
-            keys["ModelFiles"],
-            lambda text: posixpath.relpath(place_of[text] or "", definition.folder or root) if place_of[text] else text,
-        )
     there = replace(
         definition,
-        text=json.dumps(keys),
-        folder=posixpath.relpath(definition.folder or root, root),
+        text=json.dumps(_with_relative_paths(keys, listed, home or root)),
+        folder=posixpath.relpath(home or root, root),
         model_file=definition.model_file and posixpath.relpath(definition.model_file, root),
         inference_function=function and posixpath.relpath(function, root),
         digest=digest_of(keys, definition.model_file, function, listed),
     )
     return ModelCopy(there, tuple((posixpath.relpath(path, root), path) for path in paths))
+
+
+def _is_code(path: str) -> bool:
+    return path.lower().endswith(".py")
+
+
+def _with_relative_paths(keys: dict[str, Any], listed: list[str | None], home: str) -> dict[str, Any]:
+    """The keys with ``ModelFiles`` from the definition's folder on; what is no file, or stays at home, as it was."""
+    if "ModelFiles" not in keys:
+        return keys
+    relative = {
+        text: posixpath.relpath(path, home)
+        for text, path in zip(texts_in(keys["ModelFiles"]), listed, strict=True)
+        if path
+    }
+    return {**keys, "ModelFiles": map_texts(keys["ModelFiles"], lambda text: relative.get(text, text))}
 
 
 _copies: dict[ModelDefinition, ModelDefinition] = {}

@@ -50,7 +50,8 @@ class Reputation:
 
     def set_aside(self, worker: str) -> bool:
         """Expect nothing more of a worker, unless it is the only one. Returns whether it was one that counted."""
-        if worker in self._aside or not self.alive - self._aside - {worker}:
+        counted = self.alive - self._aside
+        if worker not in counted or len(counted) < 2:
             return False
         self._aside.add(worker)
         self._proven.discard(worker)
