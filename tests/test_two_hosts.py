@@ -18,6 +18,7 @@ from hosts import FAR, NEAR, other_host, two_hosts, wait_until
 from test_resume import OUTPUTS, parts_of, result_of, write
 
 import geodl_dask as gd
+from geodl_dask import sending
 from geodl_dask.errors import BlockFailedError, ModelFileError
 from geodl_dask.manifest import Manifest
 from geodl_dask.outputs import manifest_of
@@ -113,7 +114,10 @@ def write_alone(place: Path, output: str) -> Path:
     return place / "alone" / output
 
 
-def test_model_that_is_in_the_nodes_cache_is_not_sent_again_and_late_workers_get_it(place, scheduler, caplog):
+def test_model_that_is_in_the_nodes_cache_is_not_sent_again_and_late_workers_get_it(
+    place, scheduler, caplog, monkeypatch
+):
+    monkeypatch.setattr(sending, "PIECE_BYTES", 1000)  # the model is several
     with other_host("far") as far:
         far.hide(place / "model")
         address, cache = scheduler.scheduler.address, str(place / "far-cache")

@@ -410,6 +410,16 @@ def test_workers_that_retire_come_and_are_killed_leave_no_gap(tmp_path):
     assert set(store.writes()) == {(0, col) for col in range(120)}
 
 
+def test_cluster_that_adapts_begins_with_no_worker_and_does_it_all(tmp_path):
+    def compute(block_id):
+        time.sleep(0.05)
+        return values(block_id)
+
+    with processes(0) as client:
+        client.cluster.adapt(minimum=0, maximum=2, interval="200ms")
+        assert store_blocks(array_of(compute, 40), FolderOfBlocks(tmp_path)).computed == 40
+
+
 def test_run_without_workers_says_that_it_waits_and_goes_on_when_one_comes(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(workers, "PATIENCE_S", 0.5)
     with processes(0) as client:
