@@ -168,13 +168,35 @@ def pack_recipe(array: da.Array, store: BlockStore, lattice: Lattice | None) -> 
     return zlib.compress(cloudpickle.dumps((array, store, lattice)))
 
 
-def write_run(recipe: bytes, run: list[Index]) -> Tally:
+@dataclass(frozen=True)
+class HandedOver:
+    """Block store that keeps blocks for whoever asked for them."""
+
+    blocks: dict[Index, np.ndarray] = field(default_factory=dict)
+    """What was handed over: (y, x) each."""
+
+    def is_done(self, index: Index) -> bool:
+        """Never: who asks for a block wants it."""
+        return False
+
+    def read_block(self, index: Index) -> np.ndarray:
+        """A block that was handed over."""
+        return self.blocks[index]
+
+    def write_block(self, index: Index, values: np.ndarray) -> None:
+        """Keep it."""
+        self.blocks[index] = values
+
+
+def write_run(recipe: bytes, run: list[Index], elsewhere: BlockStore | None = None) -> Tally:
     """Compute and keep those of some neighbouring blocks that are not kept yet. Runs on workers.
 
+    elsewhere : where they go, and not to the recipe's store.
     A block that fails is in the tally's ``failed``, for not every error can be pickled, and the others go on. Raises
     NotKeptError.
     """
     array, store, lattice = _recipe(recipe)
+    store = elsewhere or store
     tally = Tally()
     for index in run:
         done = count_kept(store, lattice, index) if store.is_done(index) else None

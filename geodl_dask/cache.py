@@ -50,6 +50,14 @@ def keep(place: Path, fill: Callable[[Path], Iterable[str]]) -> Path:
     return place / _CONTENT
 
 
+def kept_with(path: Path) -> list[Path]:
+    """All files of the folder of the cache that ``path`` is or lies in; none where it lies in no such folder."""
+    for folder in (path, *path.parents):
+        if folder.name == _CONTENT and cache_folder() in folder.parents and _is_complete(folder.parent):
+            return [folder / name for name in json.loads((folder.parent / _MARKER).read_text(encoding="utf-8"))]
+    return []
+
+
 def _is_complete(place: Path) -> bool:
     """Whether the folder was filled whole, and no cleaner of old files has been at it since."""
     try:

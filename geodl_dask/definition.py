@@ -34,7 +34,7 @@ from .emd import (
     texts_in,
     wrong,
 )
-from .errors import ModelDefinitionError, ModelFileError, ModelPackageError
+from .errors import ModelDefinitionError, ModelPackageError
 from .package import find_definition, is_package, open_package
 
 MOST_CLASSES = 4096
@@ -152,16 +152,10 @@ def load_definition(model: str | os.PathLike[str]) -> ModelDefinition:
     return _read(text, source, _Places(path.parent, package))
 
 
-def require_unchanged(definition: ModelDefinition) -> None:
-    """Raise ModelFileError where the model's files are no longer those that the definition was read with."""
-    keys = parse_keys(definition.text)
+def listed_files(definition: ModelDefinition) -> list[str | None]:
+    """Absolute paths of ``ModelFiles``, forward slashes; None for what is no file."""
     places = _Places(None if definition.folder is None else Path(definition.folder), None)
-    more = [places.existing(path) for path in texts_in(keys.get("ModelFiles"))]
-    if _digest(keys, definition.model_file, definition.inference_function, more) != definition.digest:
-        raise ModelFileError(
-            f"The files of {definition.source} are not those that the run was planned with: the model was changed "
-            "meanwhile, or this machine has another copy of it. Start the run again."
-        )
+    return [places.existing(path) for path in texts_in(parse_keys(definition.text).get("ModelFiles"))]
 
 
 def normalise_definition(definition: ModelDefinition, folder: Path) -> Path:
@@ -301,7 +295,7 @@ def _read(text: str, source: str, places: _Places) -> ModelDefinition:
             model_padding=_optional_integer(keys, "ModelPadding", 0),
             data_range=_read_range(keys.get("DataRange")),
             native=_read_native(keys.get("GeodlDask")),
-            digest=_digest(keys, weights, function, more),
+            digest=digest_of(keys, weights, function, more),
         )
     except ModelDefinitionError as error:
         raise ModelDefinitionError(f"{source}: {error}") from error
@@ -391,7 +385,7 @@ def _palette() -> Iterator[tuple[int, int, int]]:
         yield number >> 16, number >> 8 & 255, number & 255
 
 
-def _digest(keys: dict[str, Any], weights: str | None, function: str | None, more: Sequence[str | None]) -> str:
+def digest_of(keys: dict[str, Any], weights: str | None, function: str | None, more: Sequence[str | None]) -> str:
     """What `digest_model` says of the keys, paths shortened to file names, and of the files."""
     portable = {
         key: map_texts(value, lambda path: re.split(r"[\\/]", path)[-1]) if key in _PATH_KEYS else value

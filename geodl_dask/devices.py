@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import psutil
+from filelock import FileLock, Timeout
 
 from .errors import DeviceError
 
@@ -96,6 +102,60 @@ def bind_gpu(gpu_id: int | None) -> None:
         raise DeviceError(f"GPU {gpu_id} was asked for; {there} visible to this process (see nvidia-smi).")
     _bound = _Bound(gpu_id, gpus[gpu_id], os.environ.get(_VISIBLE))
     os.environ[_VISIBLE] = gpus[gpu_id]
+
+
+_claimed: tuple[str, FileLock] | None = None
+
+
+def claim_gpu() -> None:
+    """Make one of the GPUs that this process sees its only one, and no other worker's. Runs in worker processes.
+
+    A job gets all of its GPUs in one CUDA_VISIBLE_DEVICES, and may have a worker process for each. The first that no
+    other holds is taken, by a lock in the machine's temporary folder which the system takes back however the process
+    ends: so a worker that replaces another one gets the GPU that this has left. Does nothing where no GPU is visible.
+    Raises DeviceError where each has a worker, or torch has taken one of several already.
+    """
+    global _claimed
+    gpus = visible_gpus()
+    if not gpus or (_claimed is not None and _claimed[0] == os.environ.get(_VISIBLE)):
+        return
+    import torch
+
+    if len(gpus) > 1 and torch.cuda.is_initialized():
+        raise DeviceError(
+            f"This worker sees the GPUs {', '.join(gpus)}, and torch has taken one in it already. Start the workers "
+            "again, or each with one GPU in CUDA_VISIBLE_DEVICES."
+        )
+    folder = Path(tempfile.gettempdir(), f"geodl_dask-gpus-{psutil.Process().username().replace(os.sep, '-')}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for gpu in gpus:
+        lock = FileLock(folder / f"{_identities().get(gpu, gpu).replace('/', '-')}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            return  # without locks each takes what it was given
+        os.environ[_VISIBLE] = gpu
+        _claimed = gpu, lock
+        return
+    raise DeviceError(
+        f"This worker sees {'the GPU' if len(gpus) == 1 else 'the GPUs'} {', '.join(gpus)}, and another worker has "
+        f"{'it' if len(gpus) == 1 else 'each of them'} already. Start one worker process for a GPU, and no more."
+    )
+
+
+@lru_cache(maxsize=1)
+def _identities() -> dict[str, str]:
+    """The lasting name of each GPU by its number, for in another container or job the number may mean another one."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(line.split(", ", 1) for line in listed.splitlines() if ", " in line)
 
 
 def worker_gpus(processor: str, *, gpu_id: int | None = None, workers: int | None = None) -> tuple[str, ...]:

@@ -25,11 +25,17 @@ def digest_model(keys: str, weights: str | None, function: str | None, more: Seq
     """
     total = hashlib.sha256(keys.encode())
     for path in (weights, function, *more):
-        total.update(_digest_file(path) if path is not None and is_file(path) else b"absent")
+        total.update(digest_file(path) if path is not None and is_file(path) else b"absent")
     for parent, names in ((weights, _onnx_data(weights)), (function, _code_beside(function))):
         for name in names:
-            total.update(name.encode("utf-8", "surrogateescape") + _digest_file(f"{Path(parent or '').parent}/{name}"))
+            total.update(name.encode("utf-8", "surrogateescape") + digest_file(f"{Path(parent or '').parent}/{name}"))
     return total.hexdigest()
+
+
+def files_beside(weights: str | None, function: str | None) -> list[str]:
+    """Absolute paths of the files that `digest_model` finds: data of an ONNX model, code in the function's folder."""
+    found = ((weights, _onnx_data(weights)), (function, _code_beside(function)))
+    return [f"{Path(parent or '').parent.as_posix()}/{name}" for parent, names in found for name in names]
 
 
 def is_file(path: str) -> bool:
@@ -77,7 +83,7 @@ def _varint(encoded: bytes) -> int:
     return sum((byte & 127) << 7 * place for place, byte in enumerate(encoded))
 
 
-def _digest_file(path: str) -> bytes:
+def digest_file(path: str) -> bytes:
     """sha256 of a file's bytes, read once as long as size and times of the file stay."""
     stat = Path(path).stat()
     known = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)

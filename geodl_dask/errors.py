@@ -21,7 +21,8 @@ GeodlError
     ├── InferenceError           the model raised, or answered with something it must not
     │   └── MemoryShortageError  there is not memory enough for what the model was given at once
     ├── BlockFailedError         a block kept failing; says which and why
-    └── SchedulerLostError       the Dask scheduler does not answer any more
+    ├── SchedulerLostError       the Dask scheduler does not answer any more
+    └── WorkerSetupError         a worker could not be made ready for its first block
 
 Every error also derives from the matching built-in, and is made with one string: what was given,
 what was needed, what to do. (An exception whose ``__init__`` takes several arguments does not
@@ -117,3 +118,7 @@ class BlockFailedError(RunError, RuntimeError):
 
 class SchedulerLostError(RunError, ConnectionError):
     """The Dask scheduler died, or the way to it was cut."""
+
+
+class WorkerSetupError(RunError, RuntimeError):
+    """A worker could not be made ready for its first block; the message names it and the cause."""

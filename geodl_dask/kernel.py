@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, reduce
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ import numpy as np
 from .allocator import is_memory_shortage
 from .confidence import Confidence, confidence_of, join_layers, pair_type
 from .decision import decide
-from .devices import Processor, choose_device, memory_share
+from .devices import Processor, choose_device, claim_gpu, memory_share
 from .errors import InferenceError, MemoryShortageError
+from .model_files import ModelCopy, as_at_hand, copy_model, is_at_hand, use_copy
 from .rasters import WindowedRaster
-from .runners import Batch, Locality, Runner, RunnerSpec, load_runner
+from .runners import Batch, Locality, Runner, RunnerSpec, carries_code, load_runner
 from .tiling import BlockPlan, TileRun, TileSpec, Window, crop_to_core, tile_runs
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,59 @@ class Inference:
         """A pixel without class."""
         nodata = self.spec.definition.classes.nodata
         return np.array(nodata if self.confidence is None else (nodata, self.confidence.nodata), self.dtype)[()]
+
+    def preparation(self) -> Preparation:
+        """What a worker has to do before its first block. Of code that the model brings only what may run travels."""
+        definition = self.spec.definition
+        return Preparation(self, copy_model(definition, with_code=carries_code(definition, self.spec.kind)))
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The model loaded on the one device of a worker's process; picklable."""
+
+    inference: Inference
+    """Which model, and where it may run."""
+    copy: ModelCopy
+    """What of it is sent to a worker that has not got it."""
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """What a worker may lack: of each file a name, and its path on the client."""
+        return dict(self.copy.files)
+
+    def prepare(self, fetch: Callable[[], Path]) -> None:
+        """Do it. Runs in a thread of a worker.
+
+        fetch : gives the folder in which the files are, and has them sent if need be.
+        Raises DeviceError, and what `load_runner` does.
+        """
+        spec, processor = self.inference.spec, self.inference.processor
+        if processor != "cpu":
+            claim_gpu()
+        if self.files and not is_at_hand(spec.definition):
+            use_copy(spec.definition, self.copy.at(fetch()))
+        _warm_up(self.inference)
+
+
+def _warm_up(inference: Inference) -> None:
+    """Load the model; then, where the first large prediction is slow, have that behind us.
+
+    On a CPU nothing is left to do: a native model has been tried out on loading, and all else would cost as much as it
+    saves. A GPU settles its algorithms, and a compiled network is compiled, by the shape of what it is given.
+    """
+    model, plan = loaded_model(inference), inference.plan
+    if choose_device(inference.processor) == "cpu" and not inference.spec.compiled:
+        return
+    run_yx = (inference.prediction.run * stride for stride in plan.tile.stride_yx)
+    core = Window(0, 0, *map(min, run_yx, plan.shape_yx))
+    window = plan.haloed(core)
+    shape = (inference.spec.raster_count, inference.spec.band_count, window.height, window.width)
+    noise = np.random.default_rng(0).integers(0, 100, shape).astype(inference.spec.pixel_type)
+    try:
+        infer_block(inference, core, tuple(noise), np.ones(noise.shape[-2:], bool))
+    except InferenceError as error:  # of noise, which is nobody's raster: the blocks will show
+        log.debug("%s could not be warmed up: %s", model, error)
 
 
 def infer_windowed_block(
@@ -229,7 +284,8 @@ _loading = threading.Lock()
 
 @lru_cache(maxsize=2)
 def _load(spec: RunnerSpec, processor: Processor) -> LoadedModel:
-    return LoadedModel(load_runner(replace(spec, device=choose_device(processor))))
+    definition = as_at_hand(spec.definition)
+    return LoadedModel(load_runner(replace(spec, definition=definition, device=choose_device(processor))))
 
 
 def _padded(flags: np.ndarray, fill: tuple[tuple[int, int], ...]) -> np.ndarray:

@@ -105,7 +105,9 @@ def write_result(
             check_space(growth.folder, _missing_bytes(blocks, store) if growth.has_finished() else int(blocks.nbytes))
             growth.has_finished = lambda: any(store.is_done(index) for index in np.ndindex(*blocks.numblocks))
             continued = Continued(store, reopen(here), _indices(failed, blocks)) if failed else store
-            tally = store_blocks(blocks, continued, progress, lattice_of(classes, blocks), keep_going=keep_going)
+            tally = store_blocks(
+                blocks, continued, progress, lattice_of(classes, blocks), keep_going=keep_going, folder=growth.folder
+            )
             _count_failed(tally, classes, blocks)
             finished = finish(growth.folder, tally)
             ended = _end(started, growth, tally, blocks)

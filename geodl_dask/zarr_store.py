@@ -18,7 +18,7 @@ from odc.geo.xr import xr_coords
 from .blocks import Index, Tally, regular_blocks
 from .classes import ClassTable
 from .confidence import CONFIDENCE, join_layers
-from .dispatch import store_blocks
+from .dispatch import store_blocks, where_seen
 from .errors import OutputError
 from .geozarr import array_attrs, group_attrs, with_levels
 from .outputs import Written
@@ -241,15 +241,15 @@ def _write_levels(classes: xr.DataArray, store: Path, zarr_format: ZarrFormat) -
     Returns the names of the groups that hold the levels.
     """
     below, levels = store / str(classes.name), levels_of(grid_of(classes))
-    for level in levels:
-        coarser = xr.DataArray(
-            halved(str(below)), dims=("y", "x"), coords=xr_coords(level.grid, dims=("y", "x")), name=classes.name,
-            attrs=classes.attrs,
-        )  # fmt: skip
-        store_blocks(
-            coarser.data, _block_store([coarser], store / level.name, store.with_name("new.zarr"), zarr_format)
-        )
-        below = store / level.name / str(classes.name)
+    with where_seen(store):
+        for level in levels:
+            coarser = xr.DataArray(
+                halved(str(below)), dims=("y", "x"), coords=xr_coords(level.grid, dims=("y", "x")), name=classes.name,
+                attrs=classes.attrs,
+            )  # fmt: skip
+            group = store / level.name
+            store_blocks(coarser.data, _block_store([coarser], group, store.with_name("new.zarr"), zarr_format))
+            below = group / str(classes.name)
     return [level.name for level in levels]
 
 

@@ -7,9 +7,10 @@ import onnx
 import pytest
 from conftest import ToyNetwork, save_network, write_definition
 
-from geodl_dask.definition import load_definition, require_unchanged
+from geodl_dask.definition import load_definition
 from geodl_dask.digest import MOST_CODE_FILES, MOST_CODE_FOLDERS
 from geodl_dask.errors import ModelFileError
+from geodl_dask.model_files import require_unchanged
 from geodl_dask.runners import RunnerSpec, load_runner
 
 

@@ -20,7 +20,7 @@ import xarray as xr
 from dask_processes import dask_processes
 from distributed import Client, LocalCluster, default_client
 
-from geodl_dask import dispatch
+from geodl_dask import attempts, dispatch
 from geodl_dask.blocks import Index, regular_blocks, stands_alone
 from geodl_dask.dispatch import store_blocks
 from geodl_dask.errors import BlockFailedError, SchedulerLostError
@@ -319,7 +319,7 @@ def test_code_that_ends_the_process_fails_its_block_alone(store, values):
 
 
 def test_run_ends_early_where_every_block_kills_its_worker(monkeypatch, process_client, store, values):
-    monkeypatch.setattr(dispatch, "DEADLY", 2)
+    monkeypatch.setattr(attempts, "DEADLY", 2)
 
     def die(block, index):
         os._exit(1)

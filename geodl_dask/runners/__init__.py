@@ -14,9 +14,10 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
-from ..definition import ModelDefinition, require_unchanged
+from ..definition import ModelDefinition
 from ..ecd import sniff_model
 from ..errors import ModelArgumentError, ModelDefinitionError, UntrustedCodeError
+from ..model_files import require_unchanged
 from ..tiling import TileSpec
 
 Device = Literal["cpu", "cuda"]

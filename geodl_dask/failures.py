@@ -1,0 +1,54 @@
+"""What ends a run, in words."""
+
+from __future__ import annotations
+
+import dask.array as da
+from dask.utils import format_bytes
+from distributed import Client, KilledWorker
+
+from .blocks import Index
+from .errors import BlockFailedError, SchedulerLostError
+
+NONE = "none could be computed, so the others were not tried"
+NAMED = 3
+"""Blocks that an error names, of those that failed."""
+
+
+def memory_of(client: Client) -> str:
+    """What a worker process may take, in words; nothing where that is not limited."""
+    limits = {worker["memory_limit"] for worker in client.scheduler_info()["workers"].values()} - {0, None}
+    return f" of {format_bytes(min(limits))}" if limits else ""
+
+
+def killed(error: KilledWorker, memory: str) -> str:
+    """Why a block failed whose worker died."""
+    return (
+        f"its worker process died {error.allowed_failures + 1} times. Most often that is memory{memory}: take smaller "
+        "--chunks (chunks=) or fewer workers"
+    )
+
+
+def lost(client: Client) -> SchedulerLostError:
+    """The error for a scheduler that does not answer."""
+    address = client.scheduler.address if client.scheduler else "its address"
+    return SchedulerLostError(f"The Dask scheduler at {address} was lost. Start it again, and go on.")
+
+
+def not_kept(array: da.Array, index: Index, cause: str) -> BlockFailedError:
+    """The error for a block that its store could not keep."""
+    return BlockFailedError(f"The block at {place(array, index)} could not be kept: {cause}")
+
+
+def failure(array: da.Array, failed: dict[Index, str], how: str) -> BlockFailedError:
+    """The error for blocks that could not be computed."""
+    causes = [f"{place(array, index)}: {failed[index]}" for index in sorted(failed)[:NAMED]]
+    more = ["and more"] if len(failed) > NAMED else []
+    return BlockFailedError(
+        f"{len(failed):,} of {array.npartitions:,} blocks failed; {how}. At {'; '.join([*causes, *more])}"
+    )
+
+
+def place(array: da.Array, index: Index) -> str:
+    """Where in the raster a block begins."""
+    row, col = (sum(lengths[:position]) for lengths, position in zip(array.chunks, index, strict=True))
+    return f"row {row}, column {col}"
