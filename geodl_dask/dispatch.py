@@ -78,7 +78,7 @@ def store_blocks(
     with _active_client() as client, closing(write(client, array, store, lattice, shard)) as finished:
         for more in finished:
             tally.add(more)
-            _log_tally(array, more, tally, blocks)
+            _log_tally(array, more, tally, blocks=blocks, pixels=pixels)
             if progress and more.pixels:
                 progress(tally.pixels.total(), pixels)
             if len(tally.failed) >= HOPELESS and not (tally.computed or tally.kept or keep_going):
@@ -88,13 +88,14 @@ def store_blocks(
     return tally
 
 
-def _log_tally(array: da.Array, more: Tally, tally: Tally, blocks: int) -> None:
+def _log_tally(array: da.Array, more: Tally, tally: Tally, *, blocks: int, pixels: int) -> None:
     """What has just been done; handlers find numbers beside the text (see `run_log`)."""
     for index, cause in more.failed.items():
         place = _place(array, index)
         log.info("The block at %s failed: %s", place, cause, extra=_event("block_failed", block=index, cause=cause))
     done = tally.computed + tally.kept
-    log.debug("%s of %s blocks are done", done, blocks, extra=_event("blocks", done=done, blocks=blocks))
+    facts = {"done": done, "blocks": blocks, "done_px": tally.pixels.total(), "all_px": pixels}
+    log.debug("%s of %s blocks are done", done, blocks, extra=_event("progress", **facts))
 
 
 def _event(name: str, **facts: Any) -> dict[str, Any]:

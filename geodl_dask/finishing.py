@@ -36,10 +36,10 @@ def finalize(path: str | os.PathLike[str], *, progress: Progress | None = None) 
     OutputExistsError where a shard, or another `finalize`, is at work, RunError where blocks are missing: nothing is
     lost, and once they are there it may be asked for again.
     """
-    out, here = _places(path)
+    out, here = url_of(path) or Path(path).absolute(), place_of(path)
     left = Manifest.read(partial_of(here) / PARTS_MANIFEST)
     standing = _standing(out)
-    if left is None or (standing and standing.asked == left.asked and not left.replaces):
+    if left is None or (standing and _is_of(standing, left)):
         if standing is None:
             raise OutputError(f"There is nothing to finalize: {partial_of(here)} is not there, or not of a run.")
         if left:
@@ -55,7 +55,7 @@ def left_result(path: str | os.PathLike[str]) -> xr.DataArray | xr.Dataset:
 
     Of a result that is whole already, or begun by an older version, there is none. Raises OutputError.
     """
-    _, here = _places(path)
+    here = place_of(path)
     left = Manifest.read(partial_of(here) / PARTS_MANIFEST)
     if left is None or "attrs" not in left.form:
         raise OutputError(f"{partial_of(here)} has no manifest that says what the result is to be.")
@@ -79,6 +79,12 @@ def result_format(change: xr.DataArray | xr.Dataset, path: str | os.PathLike[str
     return zarr_result(change, **layout) if Path(path).suffix.lower() == ".zarr" else cog_result(change)
 
 
+def place_of(path: str | os.PathLike[str]) -> Path:
+    """Where on this disk a result is to be, or, of one for object storage, beside which name it grows."""
+    url = url_of(path)
+    return Path(path).absolute() if url is None else local_place(url)
+
+
 def _fail(block_id: tuple[int, int] | None = None) -> np.ndarray:
     """A block that has to be there already. Runs on workers."""
     raise RunError("it cannot be read")
@@ -88,11 +94,9 @@ def _layout_of(left: Manifest) -> dict[str, Any]:
     return {key: left.asked[key] for key in ("zarr_format", "pyramid") if key in left.asked}
 
 
-def _places(path: str | os.PathLike[str]) -> tuple[Path | str, Path]:
-    """A result's place, and that on this disk beside which it grows."""
-    url = url_of(path)
-    out = Path(path).absolute() if url is None else url
-    return out, out if isinstance(out, Path) else local_place(out)
+def _is_of(standing: Manifest, left: Manifest) -> bool:
+    """Whether a whole result is what was left, joined, and not an earlier one of the same words."""
+    return standing.asked == left.asked and (not left.replaces or standing.begun == left.begun)
 
 
 def _standing(out: Path | str) -> Manifest | None:

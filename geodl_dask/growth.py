@@ -81,7 +81,7 @@ def growing_output(
             yield growth
         except BaseException as error:
             if growth.has_finished():
-                go_on = "--resume (resume=True)" if shard is None else "the same command"
+                go_on = "the same command" if growth.started.shards else "--resume (resume=True)"
                 error.add_note(f"What is finished is kept in {partial}; {go_on} goes on with it.")
             else:
                 shutil.rmtree(partial, ignore_errors=True)

@@ -137,7 +137,8 @@ def write_result(
             if share:
                 return _record_share(task, growth, share, tally)
             finished = _finish(task, growth, tally)
-        return _publish(task, growth, finished)
+        place, manifest = _publish(task, growth, finished)
+    return _written(task, place, manifest)
 
 
 def join_result(
@@ -163,20 +164,26 @@ def join_result(
             tally.failed = failed
             tally.computed, tally.kept = tally.kept, 0  # by the shards, since whatever was made of the blocks before
             finished = _finish(task, growth, tally)
-        return _publish(task, growth, finished)
+        place, manifest = _publish(task, growth, finished)
+    return _written(task, place, manifest)
 
 
-def kept_blocks(change: xr.DataArray | xr.Dataset, path: str | os.PathLike[str], form: Format, shard: Shard) -> int:
-    """How many blocks of a shard an earlier run of the same words has left beside ``path``. Changes nothing.
+def kept_blocks(
+    change: xr.DataArray | xr.Dataset, path: str | os.PathLike[str], form: Format, shard: Shard, *,
+    same_pixels: bool = False,
+) -> int:  # fmt: skip
+    """How many blocks of a shard earlier runs of the same words have left. Changes nothing.
 
     Raises OutputExistsError for what a run of other words has left.
     """
     task = _task_of(change, path, form, overwrite=False, resume=True, shards=0)
+    if isinstance(task.out, Path) and whole_result(task.out, task.started.asked, same_pixels=same_pixels):
+        return shard.block_count(task.blocks.numblocks)
     partial = partial_of(task.here)
     left = Manifest.read(partial / PARTS_MANIFEST)
     if left is None:
         return 0
-    require_same(left, task.started.asked, partial)
+    require_same(left, task.started.asked, partial, same_pixels=same_pixels)
     store = form.store(partial / left.parts)
     return sum(store.is_done(index) for index in shard.indices(task.blocks.numblocks))
 
@@ -307,18 +314,21 @@ def _has_holes(finished: Path) -> bool:
     return manifest is not None and bool(manifest.failed_blocks)
 
 
-def _publish(task: _Task, growth: Growth, finished: Path) -> Written:
-    """Give a result its name, here or in object storage."""
+def _publish(task: _Task, growth: Growth, finished: Path) -> tuple[Path | str, Manifest]:
+    """Give a result its name, here or in object storage. Returns its place and its manifest."""
     manifest, out = cast("Manifest", Manifest.read(manifest_of(finished))), task.out
     growth.has_finished = lambda: True
     if isinstance(out, Path):
-        place = publish(finished, out, overwrite=growth.started.replaces)
-        if place != out:
-            raise RunError(f"{out} has come there since the run began, and stays as it is. The result is {place}.")
-    else:
-        run = replace(growth.started, begun=task.started.begun, form={})
-        RemoteOutput.at(out, is_patient=True).upload(finished, run, sides=SIDES)
-    return written_by(out, manifest)
+        return publish(finished, out, overwrite=growth.started.replaces), manifest
+    run = replace(growth.started, begun=task.started.begun, form={})
+    RemoteOutput.at(out, is_patient=True).upload(finished, run, sides=SIDES)
+    return out, manifest
+
+
+def _written(task: _Task, place: Path | str, manifest: Manifest) -> Written:
+    if place != task.out:
+        raise RunError(f"{task.out} has come there since the run began, and stays as it is. The result is {place}.")
+    return written_by(task.out, manifest)
 
 
 def _now() -> str:
