@@ -34,7 +34,7 @@ from .outputs import (
     publish,
 )
 from .shards import Shard
-from .stac_item import write_item
+from .stac_item import references_of, write_item
 from .standing import failed_in, whole_result, written_by
 from .uploads import RemoteOutput, local_place
 
@@ -198,7 +198,7 @@ def _task_of(
     beside = None if confidence is None else {"dtype": str(confidence.dtype), "attrs": confidence.attrs}
     started = replace(
         _start(classes, blocks, more), replaces=overwrite, shards=shards,
-        form={"attrs": classes.attrs, "confidence": beside},
+        form={"attrs": classes.attrs, "confidence": beside, "references": references_of(classes.attrs, out)},
     )  # fmt: skip
     return _Task(change, blocks, classes, form, out, started)
 
@@ -237,7 +237,8 @@ def _finish(task: _Task, growth: Growth, tally: Tally) -> Path:
     _count_failed(tally, task.classes, task.blocks)
     finished = task.form.finish(growth.folder, tally)
     ended = replace(_end(task.started, tally, task.blocks), replaces=growth.started.replaces, is_complete=True)
-    write_item(task.change, task.out, finished=finished, manifest=ended)
+    references = task.started.form["references"]
+    write_item(task.change, task.out, finished=finished, manifest=ended, references=references)
     ended.write(manifest_of(finished))
     return finished
 
