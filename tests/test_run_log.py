@@ -152,10 +152,12 @@ def test_log_that_cannot_be_written_is_refused_before_any_work(inputs, tmp_path)
 
 def test_lines_of_several_processes_do_not_mix(log):
     logs = [RunLog(log) for _ in range(8)]
-    threads = [
-        threading.Thread(target=lambda each=each: [each.say("much", text="x" * 5000) for _ in range(50)])
-        for each in logs
-    ]
+
+    def say_much(log):
+        for _ in range(50):
+            log.say("much", text="x" * 5000)
+
+    threads = [threading.Thread(target=say_much, args=(each,)) for each in logs]
     for thread in threads:
         thread.start()
     for thread in threads:
