@@ -71,7 +71,7 @@ def write_item(
     *,
     finished: Path,
     manifest: Manifest,
-    references: Mapping[str, str],
+    references: Mapping[str, str] | None = None,
 ) -> Path | None:
     """Write the Item of a result beside it, at once or not at all.
 
