@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -110,7 +110,7 @@ def _run(
     write = partial(
         writer, resume=resume, same_pixels=same_pixels, keep_going=keep_going, shard=shard, overwrite=overwrite
     )
-    report = _performance_report(performance_report)
+    _require_reportable(performance_report)
     with err.status("Opening the model and the rasters") if not quiet else nullcontext():
         gpus = worker_gpus(processor_type, gpu_id=gpu_id, workers=workers)
         result = plan(processor=processor_type, **keywords)
@@ -122,8 +122,9 @@ def _run(
     if dry_run:
         room = Room.here(len(gpus) or workers, GPU_WORKER_THREADS if gpus else None)
         print_forecast(told, room, free_bytes=shutil.disk_usage(place_of(output).parent).free)
+        say("finished", status=0)
         return
-    with _client(workers, gpus, quiet=quiet) as client, report:
+    with _client(workers, gpus, quiet=quiet) as client, _reported(performance_report):
         for warning in told.warnings(Room.of_client(client)):
             log.warning("%s", warning)
         written = showing_progress(partial(write, result, output), output, quiet=quiet)
@@ -152,24 +153,39 @@ def _introduce(change: xr.DataArray, *, quiet: bool) -> None:
     _log_plan(change)
 
 
-def _performance_report(path: Path | None) -> AbstractContextManager[object]:
-    """Dask's own report of what is done in the block. Raises MissingDependencyError, OutputError."""
-    if path is None:
-        return nullcontext()
-    from distributed import performance_report
-
+def _require_reportable(path: Path | None) -> None:
+    """Raise MissingDependencyError or OutputError where Dask's report could not be written there."""
     from .errors import MissingDependencyError, OutputError
 
+    if path is None:
+        return
     if not importlib.util.find_spec("bokeh"):
         raise MissingDependencyError(
             "A performance report needs bokeh, which is not installed. Install it with: "
             'pip install "geodl_dask[dashboard]"'
         )
-    if not path.absolute().parent.is_dir():
-        raise OutputError(
-            f"The folder {path.absolute().parent} of the performance report does not exist; make it first."
-        )
-    return performance_report(filename=str(path))
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise OutputError(f"The folder {folder} of the performance report does not exist; make it first.")
+
+
+@contextmanager
+def _reported(path: Path | None) -> Iterator[None]:
+    """Write Dask's own report of what is done in the block, however it ends."""
+    if path is None:
+        yield
+        return
+    from distributed import performance_report
+
+    with ExitStack() as stack:
+        stack.enter_context(performance_report(filename=str(path)))
+        try:
+            yield
+        finally:
+            try:
+                stack.close()
+            except OSError as error:  # the scheduler is lost, which is what is to be said
+                log.warning("The performance report %s could not be written: %s", path, error)
 
 
 @cli.command("finalize")
