@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from distributed.client import FutureCancelledError
 
 from .blocks import BlockStore, Index, Lattice, NotKeptError, Tally, count_kept, in_words, pack_recipe, write_block
 from .errors import GeodlError
-from .failures import NONE, failure, killed, lost, memory_of, not_kept, place
+from .failures import NONE, event, failure, killed, lost, memory_of, not_kept, place
 from .reputation import Reputation
 from .workers import Crew, Report, work
 
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 DEADLY = 5
 """When so many blocks have each cost several workers and none could be computed, the others are not tried."""
+COUNT_EVERY_S = 1.0
+"""How often the scheduler is asked for its workers, which takes longer than to hand it a task."""
 MOST_PUT_OFF = 20
 """So many blocks may have failed before anything has been computed, and wait for that, before no more are begun."""
 
@@ -53,6 +57,7 @@ class Attempts:
         self._reputation = Reputation()
         self._hosts: dict[str, str] = {}
         self._is_any_done = False
+        self._lane_count, self._counted = 0, -math.inf
 
     @property
     def open(self) -> list[Future[Any]]:
@@ -61,10 +66,11 @@ class Attempts:
 
     def room(self) -> int:
         """Tasks that may be added, for as many workers as there are by now."""
-        lanes = self._lanes()
+        if time.monotonic() > self._counted + COUNT_EVERY_S:
+            self._lane_count, self._counted = sum(self._lanes().values()), time.monotonic()
         if len(self._put_off) >= MOST_PUT_OFF:
             return 0
-        return max(0, 2 * max(1, sum(lanes.values())) - len(self._runs))
+        return max(0, 2 * max(1, self._lane_count) - len(self._runs))
 
     def _lanes(self) -> dict[str, int]:
         """The threads of each worker that is there."""
@@ -180,12 +186,15 @@ class Attempts:
         if verdict == "later":
             self._put_off.append(failed)
         else:
-            log.info("The block at %s is tried again: %s", place(self._array, index), failed.cause)
+            told = event("block_retried", block=index, cause=failed.cause)
+            log.info("The block at %s is tried again: %s", place(self._array, index), failed.cause, extra=told)
             self._again.append((failed.run, among))
         return {}
 
     def _after_death(self, run: list[Index], error: KilledWorker, *, is_alone: bool) -> dict[Index, str]:
         """Of a run whose worker died several times, what has failed for good."""
+        told = event("worker_lost", worker=str(error.last_worker.address), blocks=run)
+        log.info("A worker died with the block at %s", place(self._array, run[0]), extra=told)
         if len(run) > 1:
             self._again += [([index], []) for index in run]
             return {}

@@ -10,11 +10,11 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import cloudpickle
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
 from dask.blockwise import Blockwise
+from dask.local import get_sync
 
 from .confidence import join_layers, layers_of, pair_type
 from .errors import OutputError
@@ -215,7 +215,7 @@ def write_run(recipe: bytes, run: list[Index], elsewhere: BlockStore | None = No
 def _compute(array: da.Array, index: Index) -> np.ndarray:
     """One block of an array that stands alone; slicing it out would take a second where there are a million."""
     key = (array.name, *index)
-    return np.asarray(dask.get(array.dask.cull([key]), key))
+    return np.asarray(get_sync(array.dask.cull([key]), key))
 
 
 def write_block(store: BlockStore, lattice: Lattice | None, index: Index, values: np.ndarray) -> Tally:

@@ -7,6 +7,7 @@ again, and set aside when it goes on failing, so that all others are finished fi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from itertools import islice
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import dask.array as da
-import numpy as np
 from dask.delayed import delayed
 from dask.system import CPU_COUNT
 from distributed import Client, KilledWorker, as_completed, default_client
@@ -23,9 +23,12 @@ from distributed.client import FutureCancelledError
 from .attempts import Attempts
 from .blocks import BlockStore, Index, Lattice, NotKeptError, Tally, count_kept, in_words, stands_alone, write_block
 from .errors import OutputError
-from .failures import NONE, failure, killed, lost, memory_of, not_kept
+from .failures import NONE, event, failure, killed, lost, memory_of, not_kept, place
 from .reputation import TRIES
+from .shards import Shard
 from .workers import Crew, all_see, noticing_absence, prepared_workers
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the pixels that are done and those to be done in all."""
@@ -47,31 +50,44 @@ def store_blocks(
     *,
     keep_going: bool = False,
     folder: Path | None = None,
+    shard: Shard = Shard(),  # noqa: B008  # frozen
 ) -> Tally:
     """Write every block of ``array`` that ``store`` has not, on the active Dask client or else in this process.
 
     array : (y, x) as of `regular_blocks`. keep_going : blocks that fail are in the tally, and no error.
     folder : in which the store is; workers that do not see it hand their blocks to this process.
-    Returns what the store then holds: blocks that it had are counted too. Raises BlockFailedError once all others are
-    kept, or at once where a block cannot be kept or none can be computed, and SchedulerLostError.
+    shard : the blocks to be written, unless all.
+    Returns what the store then holds of them: blocks that it had are counted too. Raises BlockFailedError once all
+    others are kept, or at once where a block cannot be kept or none can be computed, and SchedulerLostError.
     """
-    tally = Tally()
+    tally, blocks, pixels = Tally(), shard.block_count(array.numblocks), shard.pixel_count(array.chunks)
     write = _rolling if stands_alone(array) else _at_once
     with (
         _active_client() as client,
         noticing_absence(client),
         prepared_workers(client, array, folder) as crew,
-        closing(write(client, array, store, lattice, crew)) as finished,
+        closing(write(client, array, store, lattice, crew, shard)) as finished,
     ):
         for more in finished:
             tally.add(more)
+            _log_tally(array, more, tally, blocks=blocks, pixels=pixels)
             if progress and more.pixels:
-                progress(tally.pixels.total(), array.size)
+                progress(tally.pixels.total(), pixels)
             if len(tally.failed) >= HOPELESS and not (tally.computed or tally.kept or keep_going):
                 raise failure(array, tally.failed, NONE)
     if tally.failed and (not keep_going or not tally.pixels):
         raise failure(array, tally.failed, "all others are done" if tally.pixels else "none could be computed")
     return tally
+
+
+def _log_tally(array: da.Array, more: Tally, tally: Tally, *, blocks: int, pixels: int) -> None:
+    """What has just been done; handlers find numbers beside the text (see `run_log`)."""
+    for index, cause in more.failed.items():
+        where = place(array, index)
+        log.info("The block at %s failed: %s", where, cause, extra=event("block_failed", block=index, cause=cause))
+    done = tally.computed + tally.kept
+    facts = {"done": done, "blocks": blocks, "done_px": tally.pixels.total(), "all_px": pixels}
+    log.debug("%s of %s blocks are done", done, blocks, extra=event("progress", **facts))
 
 
 @contextmanager
@@ -109,9 +125,11 @@ def _own_client() -> Client:
     )  # fmt: skip
 
 
-def _rolling(client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None, crew: Crew) -> Tallies:
+def _rolling(
+    client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None, crew: Crew, shard: Shard
+) -> Tallies:
     attempts = Attempts(client, array, store, lattice, crew)
-    runs = attempts.missing(_runs_of(array))
+    runs = attempts.missing(_runs_of(array, shard))
     pending = as_completed(attempts.begin(islice(runs, attempts.room())), loop=client.loop)
     try:
         for future in pending:
@@ -128,21 +146,28 @@ def _rolling(client: Client, array: da.Array, store: BlockStore, lattice: Lattic
         client.cancel(attempts.open)
 
 
-def _runs_of(array: da.Array) -> Iterator[list[Index]]:
+def _runs_of(array: da.Array, shard: Shard) -> Iterator[list[Index]]:
     """Neighbouring blocks, row by row."""
-    indices = np.ndindex(*array.numblocks)
-    length = -(-array.npartitions // MOST_TASKS)
+    indices = shard.indices(array.numblocks)
+    length = blocks_per_task(shard.block_count(array.numblocks))
     return iter(lambda: list(islice(indices, length)), [])
 
 
-def _at_once(client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None, crew: Crew) -> Tallies:
+def blocks_per_task(blocks: int) -> int:
+    """How many neighbouring blocks of so many make a task."""
+    return max(1, -(-blocks // MOST_TASKS))
+
+
+def _at_once(
+    client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None, crew: Crew, shard: Shard
+) -> Tallies:
     """One graph for all, of an array whose blocks hang on one another."""
     if crew.blind:
         raise OutputError(
             f"The workers on {', '.join(sorted(set(crew.blind.values())))} do not see the folder of the output, and "
             "this raster is computed from other Dask arrays. Write to a folder that all machines share."
         )
-    indices = list(np.ndindex(*array.numblocks))
+    indices = list(shard.indices(array.numblocks))
     there = {index: delayed(count_kept)(store, lattice, index) for index in indices if store.is_done(index)}
     missing = set(indices) - set(there)
     for index, tally in _each(client, array, there):

@@ -1,6 +1,8 @@
-"""What ends a run, in words."""
+"""What happens to blocks, in words, and what ends a run."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import dask.array as da
 from dask.utils import format_bytes
@@ -52,3 +54,8 @@ def place(array: da.Array, index: Index) -> str:
     """Where in the raster a block begins."""
     row, col = (sum(lengths[:position]) for lengths, position in zip(array.chunks, index, strict=True))
     return f"row {row}, column {col}"
+
+
+def event(name: str, **facts: Any) -> dict[str, Any]:
+    """What a log record carries beside its text, for handlers that want numbers (see `run_log`)."""
+    return {"event": name, "facts": facts}

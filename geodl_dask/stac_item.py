@@ -66,19 +66,25 @@ def item_of(out: Path) -> Path:
 
 
 def write_item(
-    change: xr.DataArray | xr.Dataset, out: Path | str, *, finished: Path, manifest: Manifest
+    change: xr.DataArray | xr.Dataset,
+    out: Path | str,
+    *,
+    finished: Path,
+    manifest: Manifest,
+    references: Mapping[str, str] | None = None,
 ) -> Path | None:
     """Write the Item of a result beside it, at once or not at all.
 
-    out, manifest : as in `describe_result`. finished : the result, before it has its name.
+    out, manifest, references : as in `describe_result`. finished : the result, before it has its name.
     Returns the Item's place; None, with a warning in the log, where it cannot be written: the result is whole without.
     """
     place = item_of(finished)
     unfinished = place.with_name(f"{place.name}.{os.getpid()}")
     try:
         item = describe_result(
-            change, out, manifest=manifest, size=finished.stat().st_size if finished.is_file() else 0
-        )
+            change, out, manifest=manifest, size=finished.stat().st_size if finished.is_file() else 0,
+            references=references,
+        )  # fmt: skip
         said = item.to_dict(include_self_link=False, transform_hrefs=False)
         unfinished.write_text(json.dumps(said, indent=1, allow_nan=False), encoding="utf-8")
         unfinished.replace(place)
@@ -92,15 +98,17 @@ def write_item(
 
 
 def describe_result(
-    change: xr.DataArray | xr.Dataset, out: Path | str, *, manifest: Manifest, size: int = 0
-) -> pystac.Item:
+    change: xr.DataArray | xr.Dataset, out: Path | str, *, manifest: Manifest, size: int = 0,
+    references: Mapping[str, str] | None = None,
+) -> pystac.Item:  # fmt: skip
     """The STAC Item of a result, which is to stand beside it: local references are relative to its folder.
 
     change : as `detect_change` gives it, or a Dataset of that and other variables on its grid. out : where the result
     is to be: a path, or a URL as text, beside which nothing local is named. manifest : of the run, which has ended.
-    size : of the file, bytes; 0 where it is none. No reference has a query, user or password, where keys are.
+    size : of the file, bytes; 0 where it is none. references : as of `references_of`, from where rasters and model are
+    seen.
     """
-    path, folder = Path(out), Path(out).absolute().parent if isinstance(out, Path) else None
+    path = Path(out)
     ended, versions = datetime.fromisoformat(manifest.ended), manifest.software
     variables = [change] if isinstance(change, xr.DataArray) else list(change.data_vars.values())
     classes = next((each for each in variables if "flag_values" in each.attrs), variables[0])
@@ -120,12 +128,23 @@ def describe_result(
     _add_data(item, path, variables, classes, manifest.pixels or {}, size)
     place = f"./{manifest_of(path).name}"
     item.add_asset("manifest", pystac.Asset(place, "Manifest of the run", None, pystac.MediaType.JSON, ["metadata"]))
+    references = references_of(attrs, out) if references is None else references
     for role in ROLES:
-        if href := reference(str(attrs.get(role, "")), folder):
-            _derive(item, href, role.replace("_", " "))
-    if href := reference(str(attrs.get("model", "")), folder):
-        _add_model(item, href, attrs, str(classes.dtype))
+        if role in references:
+            _derive(item, references[role], role.replace("_", " "))
+    if "model" in references:
+        _add_model(item, references["model"], attrs, str(classes.dtype))
     return item
+
+
+def references_of(attrs: Mapping[str, Any], out: Path | str) -> dict[str, str]:
+    """References from a result to the rasters and the model that it is made of, by their role, as `reference` has them.
+
+    No reference has a query, user or password, where keys are.
+    """
+    folder = out.absolute().parent if isinstance(out, Path) else None
+    found = {role: reference(str(attrs.get(role, "")), folder) for role in (*ROLES, "model")}
+    return {role: href for role, href in found.items() if href}
 
 
 def reference(text: str, folder: Path | None) -> str | None:

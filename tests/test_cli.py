@@ -459,3 +459,33 @@ def read_terminal(terminal: int) -> bytes:
         return os.read(terminal, 4096)
     except OSError:  # Linux: the other end is closed
         return b""
+
+
+def test_file_in_the_place_of_a_terminal_gets_a_line_now_and_then(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr("geodl_dask.terminal.LINE_EVERY_S", 0)
+    often = detect(inputs, tmp_path / "often.tif", "--chunks", "24").stderr
+    lines = [line for line in often.splitlines() if " often.tif: " in line]
+    assert len(lines) == 21
+    assert all(re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d often\.tif: ", line) for line in lines)
+    assert re.search(r"often\.tif: 5\d%, \d+\.\d\d Mpx/s, \d+ min \d\d s left", often)
+    assert lines[-1].endswith(": done")
+    monkeypatch.setattr("geodl_dask.terminal.LINE_EVERY_S", 60)
+    seldom = detect(inputs, tmp_path / "seldom.tif", "--chunks", "24").stderr
+    assert [line[20:] for line in seldom.splitlines() if " seldom.tif: " in line] == ["seldom.tif: done"]
+
+
+def test_performance_report_is_written(inputs, tmp_path):
+    pytest.importorskip("bokeh")
+    report = tmp_path / "report.html"
+    result = detect(inputs, tmp_path / "change.tif", "--performance-report", str(report))
+    assert result.exit_code == 0, result.output
+    assert "write_run" in report.read_text()
+
+
+def test_performance_report_that_cannot_be_written_is_refused_before_any_work(inputs, tmp_path, monkeypatch):
+    words = ("--performance-report", str(tmp_path / "nowhere" / "report.html"))
+    check_refusal(detect(inputs, tmp_path / "change.tif", *words), "of the performance report does not exist")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    words = ("--performance-report", str(tmp_path / "report.html"))
+    check_refusal(detect(inputs, tmp_path / "change.tif", *words), 'pip install "geodl_dask[dashboard]"')
+    assert listing(tmp_path) == {}

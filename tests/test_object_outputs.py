@@ -34,6 +34,7 @@ from geodl_dask.change import detect_change
 from geodl_dask.cli import cli
 from geodl_dask.cog import write_cog
 from geodl_dask.errors import MissingDependencyError, OutputError, OutputExistsError, RequestError, RunError
+from geodl_dask.finishing import finalize
 from geodl_dask.manifest import Manifest
 from geodl_dask.outputs import SIDES, check_output, manifest_of
 from geodl_dask.uploads import RemoteOutput, local_place, overlaps, url_of
@@ -739,3 +740,21 @@ def test_url_for_which_there_are_no_settings_is_an_error_of_the_request(monkeypa
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT", raising=False)
     with pytest.raises(RequestError, match="az://container/change"):
         check_output("az://container/change.tif", ANY, overwrite=False)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_shards_grow_in_the_current_folder_and_finalize_uploads_their_result(output, bucket, change):
+    url = f"{bucket.url}/{output}"
+    write(change, f"{bucket.url}/alone{output[6:]}")
+    alone = {key[5:]: content for key, content in bucket.content.items()}
+    for number in (1, 2):
+        assert write(change, url, shard=(number, 2)).path == url
+    assert not any(key.startswith("change") for key in bucket.keys)
+    result = CliRunner().invoke(cli, ["finalize", url])
+    assert result.exit_code == 0, result.output
+    ours = {key[6:]: content for key, content in bucket.content.items() if key.startswith("change")}
+    told = {f"{output[6:]}.manifest.json", f"{output[6:]}.stac.json"}
+    assert {key for key in ours if ours[key] != alone[key]} <= told
+    assert set(ours) == set(alone)
+    assert list(Path.cwd().iterdir()) == []
+    assert finalize(url).pixels == Manifest.parse(bucket[f"{output}.manifest.json"]).pixels
