@@ -4,8 +4,8 @@
 #     jobs=$(qsub -v FROM=before.tif,TO=after.tif,OUT=change.zarr,MODEL=model.dlpk cluster/pbs-array.sh)
 #     qsub -W depend=afterany:$jobs -v FROM=...,TO=...,OUT=...,MODEL=... cluster/pbs-finalize.sh
 #
-# PBS hands no arguments to a script: other options go into the line `options` below. A job that its time was too short
-# for, or that was killed, is made up for by pbs-finalize.sh, which submits this again where a share is missing.
+# PBS hands no arguments to a script: what your jobs need goes into the lines that follow. A job that its time was too
+# short for, or that was killed, is made up for by pbs-finalize.sh, which submits this again where a share is missing.
 #
 #PBS -N geodl-dask
 #PBS -J 1-8
@@ -15,9 +15,9 @@
 #PBS -r y
 set -euo pipefail
 
-shards=8                          # as many as the line -J above says
-options=(--arguments "padding 64")
-stop_after=115m                   # a little less than the walltime, so that the run puts away what it has finished
+shards=${SHARDS:-8}               # as many as the line -J above says
+options=()                        # such as (--arguments "padding 64;batch_size 16" --confidence uint8)
+stop_after=${STOP_AFTER:-115m}    # a little less than the walltime, so that the run puts away what it has finished
 
 # What qsub does not hand on of your login shell:
 # module load cuda

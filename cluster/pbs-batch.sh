@@ -3,8 +3,8 @@
 #
 #     qsub -v FROM=before.tif,TO=after.tif,OUT=change.zarr,MODEL=model.dlpk cluster/pbs-batch.sh
 #
-# PBS hands no arguments to a script: other options go into the line `options` below. What is said to qsub wins over
-# the lines that follow, such as -q gpu -l select=8:ncpus=64:ngpus=8:mem=256gb.
+# PBS hands no arguments to a script, and a job that submits the next one does not know what was said to qsub before:
+# what your job needs goes into the lines that follow.
 #
 #PBS -N geodl-dask
 #PBS -l select=2:ncpus=16:ngpus=4:mem=64gb
@@ -14,11 +14,11 @@
 #PBS -r y
 set -euo pipefail
 
-options=(--arguments "padding 64")
-stop_after=115m                   # a little less than the walltime: then the run stops, and a new job goes on with it
-workers_per_node=4                # as many as ngpus; without GPUs the processes that share ncpus
-threads=4                         # of each worker: ncpus shared among them
-memory=16GB                       # of each worker: mem shared among them
+options=()                        # such as (--arguments "padding 64;batch_size 16" --confidence uint8)
+stop_after=${STOP_AFTER:-115m}    # a little less than the walltime: then the run stops, and a new job goes on with it
+workers=${WORKERS:-4}             # of a node: as many as ngpus; without GPUs the processes that share ncpus
+threads=4                         # of each: ncpus shared among them
+memory=16GB                       # of each: mem shared among them
 
 set_up() { # what each node needs, because neither qsub nor pbsdsh hands on your login shell's environment
     # module load cuda
@@ -28,8 +28,8 @@ set_up() { # what each node needs, because neither qsub nor pbsdsh hands on your
 
 if [ "${1:-}" = workers ]; then # started on each node by pbsdsh below
     set_up
-    IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((workers_per_node - 1)))}"
-    for gpu in "${gpus[@]:0:workers_per_node}"; do
+    IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((workers - 1)))}"
+    for gpu in "${gpus[@]:0:workers}"; do
         CUDA_VISIBLE_DEVICES=$gpu dask worker --scheduler-file "$2" --nthreads "$threads" --memory-limit "$memory" \
             --local-directory "${TMPDIR:-/tmp}" --dashboard-address :0 --death-timeout 300 &
     done
@@ -50,14 +50,14 @@ until [ -s "$scheduler_file" ]; do
     sleep 0.5
 done
 pbsdsh -- bash "$script" workers "$scheduler_file" &
-workers=$!
+nodes=$!
 
 timeout --kill-after=2m "$stop_after" \
     geodl-dask detect-change "$FROM" "$TO" "$OUT" "$MODEL" "${options[@]}" --cluster "$scheduler_file" --resume &
 client=$!
 
 status=0
-wait -n "$client" "$workers" || status=$?
+wait -n "$client" "$nodes" || status=$?
 if kill -0 "$client" 2>/dev/null; then
     echo "All workers have ended, and their messages above say why." >&2
     exit 1

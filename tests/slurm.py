@@ -1,4 +1,4 @@
-"""A real Slurm of one node in a folder of its own: no systemd, no cgroups, nothing under /etc; files stand for its GPUs.
+"""A real Slurm of one node in a folder of its own: no systemd, no cgroups, nothing under /etc, devices for GPUs.
 
 ``python tests/slurm.py`` keeps one up until Ctrl-C, and says how a shell finds it.
 """
@@ -77,6 +77,18 @@ def slurm(gpus: int = 2) -> Iterator[Path]:
             time.sleep(0.2)
         stack.callback(_end_jobs, environment)
         yield configuration
+
+
+def submit(*words: str, folder: Path) -> str:
+    """Start a job from a folder, as ``sbatch`` takes it. Returns its number."""
+    done = subprocess.run(["sbatch", "--parsable", *words], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def facts_of(job: str) -> dict[str, str]:
+    """What Slurm says of a job: JobState, Restarts and so on."""
+    told = subprocess.run(["scontrol", "show", "job", "--oneliner", job], check=True, capture_output=True, text=True)
+    return dict(word.split("=", 1) for word in told.stdout.split() if "=" in word)
 
 
 def _write_configuration(folder: Path, gpus: int) -> Path:
