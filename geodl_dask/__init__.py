@@ -17,6 +17,7 @@ _HOMES = {
     "connect": ".cluster",
     "deep_learning_model_to_ecd": ".ecd",
     "detect_change": ".change",
+    "finalize": ".finishing",
     "load_definition": ".definition",
     "model_info": ".inspection",
     "write_cog": ".cog",
@@ -30,6 +31,7 @@ __all__ = [
     "connect",
     "deep_learning_model_to_ecd",
     "detect_change",
+    "finalize",
     "load_definition",
     "model_info",
     "write_cog",
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from .definition import load_definition
     from .ecd import deep_learning_model_to_ecd
     from .errors import GeodlError
+    from .finishing import finalize
     from .inspection import model_info
     from .zarr_store import write_zarr
 

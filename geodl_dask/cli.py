@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
+import os
+import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,52 +20,26 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
-from .terminal import err, manners, out, print_model, print_summary, write_showing_progress
+from .run_options import Bands, log_json, run_options, verbosity
+from .terminal import (
+    Say,
+    err,
+    manners,
+    out,
+    print_forecast,
+    print_model,
+    print_shard,
+    print_summary,
+    showing_progress,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
+    from distributed import Client
+
+    from .outputs import Written
 
 log = logging.getLogger(__name__)
-
-
-class _Pixels(click.ParamType[Any]):
-    """A number of pixels, or a word."""
-
-    def __init__(self, *words: str) -> None:
-        self._words = words
-        self.name = "|".join(["PX", *words])
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value in self._words or isinstance(value, int):
-            return value
-        if not value.isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither a number of pixels above 0 nor {' or '.join(self._words)}", param, ctx)
-        return int(value)
-
-
-class _CellSize(click.ParamType[Any]):
-    """A number, two of them, or a raster."""
-
-    name = "SIZE|RASTER"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            sizes = tuple(float(each) for each in value.split())
-        except ValueError:
-            return value
-        return sizes * 2 if len(sizes) == 1 else sizes
-
-
-class _Bands(click.ParamType[Any]):
-    """Numbers or names, with commas."""
-
-    name = "BAND,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        bands = [each.strip() for each in value.split(",")] if isinstance(value, str) else value
-        if "" in bands:
-            self.fail(f"{value!r} has a band without number or name", param, ctx)
-        return bands
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,144 +48,152 @@ def cli() -> None:
     """Deep-learning change detection between two rasters of any size."""
 
 
-def _verbosity(command: Any) -> Any:
-    quiet = click.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
-    return click.option("-v", "--verbose", count=True, help="Log what happens; twice for every detail.")(quiet(command))
-
-
-def _run_options(command: Any) -> Any:
-    """The options of every command that runs a model over rasters."""
-    options = (
-        click.option("--arguments", metavar="TEXT", help='Model arguments, such as "padding 64;batch_size 16".'),
-        click.option("--trust-code", is_flag=True, help="The Python that the model brings may run, with your rights."),
-        click.option(
-            "--runner", type=click.Choice(["auto", "native", "raster-function"]), default="auto", show_default=True,
-            help="Who runs the model: its own raster function, or geodl-dask; auto is the former where there is one, "
-            "except for change detectors of arcgis.learn.",
-        ),
-        click.option(
-            "--processor-type", type=click.Choice(["auto", "cpu", "gpu"], case_sensitive=False), default="auto",
-            show_default=True, help="Where the model runs; auto takes the GPUs where there are some.",
-        ),
-        click.option("--gpu-id", type=click.IntRange(min=0), metavar="N", help="The one GPU to use; without it, all."),
-        click.option(
-            "--workers", type=click.IntRange(min=1), metavar="N",
-            help="Worker processes, at most one per GPU; without it, threads of this one, or one for each GPU.",
-        ),
-        click.option("--mask", metavar="FILE", help="Where the result is wanted: raster or polygons."),
-        click.option("--like", metavar="RASTER", help="Take this raster's grid in the place of the first one's."),
-        click.option("--output-crs", metavar="CRS", help="CRS of the result, such as EPSG:32633."),
-        click.option("--cell-size", type=_CellSize(), help="Of the result, in units of its CRS."),
-        click.option(
-            "--extent", type=float, nargs=4, metavar="XMIN YMIN XMAX YMAX", help="Of the result, in its CRS."
-        ),
-        click.option("--snap-raster", metavar="RASTER", help="Let the result's pixel corners fall on this raster's."),
-        click.option(
-            "--align", type=click.Choice(["warp", "strict"]), default="warp", show_default=True,
-            help="Warp a raster that lies on another grid, or refuse it.",
-        ),
-        click.option(
-            "--resampling", metavar="NAME", default="bilinear", show_default=True, help="How to warp; GDAL's names."
-        ),
-        click.option(
-            "--confidence", type=click.Choice(["uint8", "uint16", "float32"]),
-            help="Keep the probability of each pixel's class too: a second band or variable of this type.",
-        ),
-        click.option(
-            "--tile-size", type=_Pixels("auto", "model"), default="auto", show_default=True,
-            help="How much a network is given at once: auto joins tiles where that changes nothing.",
-        ),
-        click.option(
-            "--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
-            help="In which torch computes; how many pixels then get another class is said.",
-        ),
-        click.option("--compile", "compiled", is_flag=True, help="Let torch compile the network (torch.export files)."),
-        click.option(
-            "--chunks", type=_Pixels("auto"), default="auto", show_default=True, help="Side of a block, pixels."
-        ),
-        click.option(
-            "--zarr-format", type=click.Choice([2, 3]), help="Version of a Zarr store: 3 unless said, 2 for older GIS."
-        ),
-        click.option("--pyramid", is_flag=True, help="Also coarser levels, in a Zarr store; other outputs have them."),
-        click.option("--overwrite", is_flag=True, help="Replace OUT once the new result is whole."),
-        click.option("--resume", is_flag=True, help="Go on with what an interrupted run has left, if one has."),
-        click.option(
-            "--same-pixels", is_flag=True,
-            help="With --resume: rasters that were copied or mended have the same pixels."
-        ),
-        click.option("--keep-going", is_flag=True, help="Leave blocks that go on failing as nodata, and list them."),
-        _verbosity,
-    )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @cli.command("detect-change")
 @click.argument("from_raster", metavar="FROM")
 @click.argument("to_raster", metavar="TO")
 @click.argument("output", metavar="OUT")
 @click.argument("model", metavar="MODEL")
-@click.option("--from-bands", type=_Bands(), help="Bands of FROM by number from 1 or name, in the model's order.")
-@click.option("--to-bands", type=_Bands(), help="The same of TO.")
-@_run_options
+@click.option("--from-bands", type=Bands(), help="Bands of FROM by number from 1 or name, in the model's order.")
+@click.option("--to-bands", type=Bands(), help="The same of TO.")
+@run_options
 def detect_change_command(from_raster: str, to_raster: str, output: str, model: str, **options: Any) -> None:
     """Classify what changed between the rasters FROM (earlier) and TO (later).
 
     MODEL is a model definition (.emd), a deep learning package (.dlpk), a classifier definition (.ecd) or JSON text.
     OUT ending in .tif becomes a Cloud-Optimized GeoTIFF, in .zarr a Zarr store; it may be s3://, gs:// or az://.
     """
-    with manners(options["verbose"]):
+    with manners(options["verbose"], options.pop("log_json")) as say:
         from .change import detect_change
 
         places = {"from_raster": from_raster, "to_raster": to_raster, "model": model}
-        _run(partial(detect_change, from_raster, to_raster, model), output, places, **options)
+        _run(partial(detect_change, from_raster, to_raster, model), output, places, say, **options)
 
 
 @cli.command("classify")
 @click.argument("raster", metavar="RASTER")
 @click.argument("output", metavar="OUT")
 @click.argument("model", metavar="MODEL")
-@click.option("--bands", type=_Bands(), help="Bands by number from 1 or name, in the model's order.")
-@_run_options
+@click.option("--bands", type=Bands(), help="Bands by number from 1 or name, in the model's order.")
+@run_options
 def classify_command(raster: str, output: str, model: str, **options: Any) -> None:
     """Classify each pixel of RASTER.
 
     MODEL is a classifier definition (.ecd), a model definition (.emd), a deep learning package (.dlpk) or JSON text.
     OUT ending in .tif becomes a Cloud-Optimized GeoTIFF, in .zarr a Zarr store; it may be s3://, gs:// or az://.
     """
-    with manners(options["verbose"]):
+    with manners(options["verbose"], options.pop("log_json")) as say:
         from .change import classify_raster
 
-        _run(partial(classify_raster, raster, model), output, {"raster": raster, "model": model}, **options)
+        _run(partial(classify_raster, raster, model), output, {"raster": raster, "model": model}, say, **options)
 
 
 def _run(
-    plan: Callable[..., xr.DataArray | xr.Dataset], output: str, places: dict[str, str], *, workers: int | None,
-    gpu_id: int | None, overwrite: bool, quiet: bool, verbose: int, processor_type: str, zarr_format: int | None,
-    pyramid: bool, resume: bool, same_pixels: bool, keep_going: bool, **keywords: Any,
+    plan: Callable[..., xr.DataArray | xr.Dataset], output: str, places: dict[str, str], say: Say, *,
+    workers: int | None, gpu_id: int | None, overwrite: bool, quiet: bool, verbose: int, processor_type: str,
+    zarr_format: int | None, pyramid: bool, resume: bool, same_pixels: bool, keep_going: bool,
+    shard: tuple[int, int] | None, dry_run: bool, performance_report: Path | None, **keywords: Any,
 ) -> None:  # fmt: skip
     """Plan, compute, write, sum up. ``plan`` takes the processor and ``keywords``."""
+    from .cluster import GPU_WORKER_THREADS
     from .confidence import layers_of
     from .devices import worker_gpus
+    from .finishing import place_of, result_format
+    from .forecast import Room, forecast
+    from .shards import Shard
+    from .writing import kept_blocks
 
     started = time.perf_counter()
+    _say_started(say)
     layout = {key: value for key, value in {"zarr_format": zarr_format, "pyramid": pyramid}.items() if value}
-    writer = _writer_of(output, overwrite=overwrite, resume=resume, provenance={**places, **keywords}, layout=layout)
-    write = partial(writer, resume=resume, same_pixels=same_pixels, keep_going=keep_going)
+    goes_on = resume or (shard is not None and not overwrite)
+    writer = _writer_of(output, overwrite=overwrite, resume=goes_on, provenance={**places, **keywords}, layout=layout)
+    write = partial(
+        writer, resume=resume, same_pixels=same_pixels, keep_going=keep_going, shard=shard, overwrite=overwrite
+    )
+    report = _performance_report(performance_report)
     with err.status("Opening the model and the rasters") if not quiet else nullcontext():
         gpus = worker_gpus(processor_type, gpu_id=gpu_id, workers=workers)
         result = plan(processor=processor_type, **keywords)
+    _introduce(layers_of(result)[0], quiet=quiet)
+    share, form = Shard(*shard) if shard else Shard(), result_format(result, output, **layout)
+    kept = kept_blocks(result, output, form, share, same_pixels=same_pixels) if dry_run and goes_on else 0
+    told = forecast(result, chunks=keywords["chunks"], shard=share, kept=kept)
+    say("plan", **asdict(told))
+    if dry_run:
+        room = Room.here(len(gpus) or workers, GPU_WORKER_THREADS if gpus else None)
+        print_forecast(told, room, free_bytes=shutil.disk_usage(place_of(output).parent).free)
+        return
+    with _client(workers, gpus, quiet=quiet) as client, report:
+        for warning in told.warnings(Room.of_client(client)):
+            log.warning("%s", warning)
+        written = showing_progress(partial(write, result, output), output, quiet=quiet)
+    seconds = time.perf_counter() - started
+    _say_finished(say, written, seconds)
+    if not quiet and written.shards_left is None:
+        print_summary(result, written, seconds)
+    elif not quiet:
+        print_shard(result, written, share)
+
+
+def _say_started(say: Say) -> None:
+    say("started", version=__version__, command=sys.argv, host=socket.gethostname(), process=os.getpid())
+
+
+def _say_finished(say: Say, written: Written, seconds: float) -> None:
+    say("finished", **asdict(written) | {"path": str(written.path), "seconds": round(seconds, 3)}, status=0)
+
+
+def _introduce(change: xr.DataArray, *, quiet: bool) -> None:
+    """Say what is to be done with what."""
+    told = change.attrs
     if not quiet:
-        for account in layers_of(result)[0].attrs["rasters"]:
+        for account in (*told["rasters"], told["prediction"][:1].upper() + told["prediction"][1:]):
             err.print(account, soft_wrap=True)
-        account = layers_of(result)[0].attrs["prediction"]
-        err.print(account[:1].upper() + account[1:], soft_wrap=True)
-    _log_plan(layers_of(result)[0])
-    with _client(workers, gpus, quiet=quiet):
-        written = write_showing_progress(write, result, output, overwrite=overwrite, quiet=quiet)
-    if not quiet:
-        print_summary(result, written, time.perf_counter() - started)
+    _log_plan(change)
+
+
+def _performance_report(path: Path | None) -> AbstractContextManager[object]:
+    """Dask's own report of what is done in the block. Raises MissingDependencyError, OutputError."""
+    if path is None:
+        return nullcontext()
+    from distributed import performance_report
+
+    from .errors import MissingDependencyError, OutputError
+
+    if not importlib.util.find_spec("bokeh"):
+        raise MissingDependencyError(
+            "A performance report needs bokeh, which is not installed. Install it with: "
+            'pip install "geodl_dask[dashboard]"'
+        )
+    if not path.absolute().parent.is_dir():
+        raise OutputError(
+            f"The folder {path.absolute().parent} of the performance report does not exist; make it first."
+        )
+    return performance_report(filename=str(path))
+
+
+@cli.command("finalize")
+@click.argument("output", metavar="OUT")
+@log_json
+@verbosity
+def finalize_command(output: str, log_json: Path | None, quiet: bool, verbose: int) -> None:
+    """Make the result OUT of what the runs with --shard I/N have computed.
+
+    Needs neither the model nor the rasters. Where blocks are missing it says which, and nothing is lost.
+    """
+    with manners(verbose, log_json) as say:
+        from .finishing import finalize, left_result, place_of
+        from .growth import partial_of
+
+        started = time.perf_counter()
+        change = left_result(output) if partial_of(place_of(output)).exists() else None
+        _say_started(say)
+        written = showing_progress(partial(finalize, output), output, quiet=quiet)
+        _say_finished(say, written, seconds := time.perf_counter() - started)
+        if change is None and not quiet:
+            out.print(f"{written.path} is finished already.")
+        elif change is not None and not quiet:
+            print_summary(change, written, seconds)
 
 
 @cli.command("model-info")
@@ -257,7 +243,7 @@ def model_to_ecd_command(
 @cli.command("demo")
 @click.argument("folder", metavar="[DIR]", default="geodl-dask-demo", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier demo left in DIR.")
-@_verbosity
+@verbosity
 def demo_command(folder: Path, overwrite: bool, quiet: bool, verbose: int) -> None:
     """Detect change between two rendered aerial images with the model that comes along.
 
@@ -274,7 +260,8 @@ def demo_command(folder: Path, overwrite: bool, quiet: bool, verbose: int) -> No
         with _client(None, (), quiet=quiet):
             for output in (demo.cog, demo.zarr):
                 write = _writer_of(str(output), overwrite=overwrite)
-                written = write_showing_progress(write, change, str(output), overwrite=overwrite, quiet=quiet)
+                work = partial(write, change, output, overwrite=overwrite)
+                written = showing_progress(work, str(output), quiet=quiet)
         save_demo_picture(demo)
         if quiet:
             return
@@ -290,14 +277,14 @@ def main() -> None:
 
 
 @contextmanager
-def _client(workers: int | None, gpus: tuple[str, ...], *, quiet: bool) -> Iterator[None]:
+def _client(workers: int | None, gpus: tuple[str, ...], *, quiet: bool) -> Iterator[Client]:
     from .cluster import connect, dashboard_of
 
     with connect("local", workers=workers, gpus=gpus) as client:
         dashboard = dashboard_of(client)
         if dashboard and not quiet:
             err.print(f"Dask dashboard: {dashboard}")
-        yield
+        yield client
 
 
 def _writer_of(

@@ -23,13 +23,14 @@ from rasterio.dtypes import dtype_rev
 from rasterio.enums import Resampling
 from rasterio.windows import Window
 
+from .attributes import grid_of, plain_layers
 from .blocks import Index, Tally, regular_blocks
 from .confidence import CONFIDENCE, join_layers
 from .errors import OutputError, RunError
 from .legend import add_legend, add_statistics, side_text
 from .outputs import Written, side_file_of
 from .tiff import clear_alpha
-from .writing import WriteOptions, found_attrs, grid_of, plain_layers, write_result
+from .writing import Format, WriteOptions, found_attrs, write_result
 
 COG_BLOCK_PX = 512
 GDAL_CACHE_MB = 256
@@ -127,16 +128,21 @@ def write_cog(
     path : on this disk, or a URL of object storage (`geodl_dask.uploads` says what holds there): the result then grows
     in the current folder, and stays there until it has been uploaded.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
-    options : ``overwrite``, ``resume``, ``same_pixels``, ``keep_going``, ``progress``: see `WriteOptions`.
+    options : ``overwrite``, ``resume``, ``same_pixels``, ``keep_going``, ``shard``, ``progress``: see `WriteOptions`.
     Raises OutputError, OutputExistsError, BlockFailedError or, where the last pass fails, RunError; what was there
     before stays until the new one is whole.
     """
+    return write_result(change, path, cog_result(change), **options)
+
+
+def cog_result(change: xr.DataArray | xr.Dataset) -> Format:
+    """How the blocks of a raster are kept, and made into a Cloud-Optimized GeoTIFF. Raises OutputError."""
     blocks = regular_blocks(change)
     classes, confidence = plain_layers(change)
     grid = grid_of(classes)
     _require_one_type(classes, confidence)
 
-    def begin(folder: Path) -> GeoTiffParts:
+    def store(folder: Path) -> GeoTiffParts:
         return GeoTiffParts(str(folder), grid.transform, (blocks.chunks[0][0], blocks.chunks[1][0]))
 
     def finish(folder: Path, tally: Tally) -> Path:
@@ -145,12 +151,14 @@ def write_cog(
             left.unlink(missing_ok=True)
         attrs = [{**classes.attrs, **found_attrs(classes.attrs, tally, blocks)}]
         attrs += [] if confidence is None else [confidence.attrs]
-        mosaic.write_text(_mosaic(blocks, begin(folder), grid, attrs, tally), encoding="utf-8")
+        mosaic.write_text(_mosaic(blocks, store(folder), grid, attrs, tally), encoding="utf-8")
         try:
             _translate(mosaic, finished)
             clear_alpha(finished)
         except (CPLE_BaseError, rasterio.errors.RasterioError, SystemError) as error:
-            raise RunError(f"{path} could not be put together from its blocks: {error}. Is the disk full?") from error
+            raise RunError(
+                f"{finished} could not be put together from its blocks: {error}. Is the disk full?"
+            ) from error
         beside = side_text(attrs[0], tally.pixels, blocks.dtype)
         if beside:  # in the place of GDAL's own, which has no table from 3.12 on
             side_file_of(finished).write_text(beside, encoding="utf-8")
@@ -159,7 +167,7 @@ def write_cog(
     def reopen(result: Path) -> CogBlocks:
         return CogBlocks(str(result), (blocks.chunks[0][0], blocks.chunks[1][0]), blocks.dtype)
 
-    return write_result(change, path, (".tif", ".tiff"), begin, finish, reopen, **options)
+    return Format((".tif", ".tiff"), store, lambda folder: None, finish, reopen)
 
 
 def _translate(mosaic: Path, finished: Path) -> None:

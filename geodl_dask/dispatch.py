@@ -15,7 +15,6 @@ from itertools import islice
 from typing import Any
 
 import dask.array as da
-import numpy as np
 from dask.delayed import delayed
 from dask.system import CPU_COUNT
 from dask.utils import format_bytes
@@ -36,6 +35,7 @@ from .blocks import (
     write_run,
 )
 from .errors import BlockFailedError, SchedulerLostError
+from .shards import Shard
 
 log = logging.getLogger(__name__)
 
@@ -64,25 +64,42 @@ def store_blocks(
     lattice: Lattice | None = None,
     *,
     keep_going: bool = False,
+    shard: Shard = Shard(),  # noqa: B008  # frozen
 ) -> Tally:
     """Write every block of ``array`` that ``store`` has not, on the active Dask client or else in this process.
 
-    array : (y, x) as of `regular_blocks`. keep_going : blocks that fail are in the tally, and no error.
-    Returns what the store then holds: blocks that it had are counted too. Raises BlockFailedError once all others are
-    kept, or at once where a block cannot be kept or none can be computed, and SchedulerLostError.
+    array : (y, x) as of `regular_blocks`. keep_going : blocks that fail are in the tally, and no error. shard : the
+    blocks to be written, unless all.
+    Returns what the store then holds of them: blocks that it had are counted too. Raises BlockFailedError once all
+    others are kept, or at once where a block cannot be kept or none can be computed, and SchedulerLostError.
     """
-    tally = Tally()
+    tally, blocks, pixels = Tally(), shard.block_count(array.numblocks), shard.pixel_count(array.chunks)
     write = _rolling if stands_alone(array) else _at_once
-    with _active_client() as client, closing(write(client, array, store, lattice)) as finished:
+    with _active_client() as client, closing(write(client, array, store, lattice, shard)) as finished:
         for more in finished:
             tally.add(more)
+            _log_tally(array, more, tally, blocks=blocks, pixels=pixels)
             if progress and more.pixels:
-                progress(tally.pixels.total(), array.size)
+                progress(tally.pixels.total(), pixels)
             if len(tally.failed) >= HOPELESS and not (tally.computed or tally.kept or keep_going):
                 raise _failure(array, tally.failed, NONE)
     if tally.failed and (not keep_going or not tally.pixels):
         raise _failure(array, tally.failed, "all others are done" if tally.pixels else "none could be computed")
     return tally
+
+
+def _log_tally(array: da.Array, more: Tally, tally: Tally, *, blocks: int, pixels: int) -> None:
+    """What has just been done; handlers find numbers beside the text (see `run_log`)."""
+    for index, cause in more.failed.items():
+        place = _place(array, index)
+        log.info("The block at %s failed: %s", place, cause, extra=_event("block_failed", block=index, cause=cause))
+    done = tally.computed + tally.kept
+    facts = {"done": done, "blocks": blocks, "done_px": tally.pixels.total(), "all_px": pixels}
+    log.debug("%s of %s blocks are done", done, blocks, extra=_event("progress", **facts))
+
+
+def _event(name: str, **facts: Any) -> dict[str, Any]:
+    return {"event": name, "facts": facts}
 
 
 @contextmanager
@@ -101,8 +118,8 @@ def _active_client() -> Iterator[Client]:
         yield client
 
 
-def _rolling(client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None) -> Tallies:
-    recipe, runs = pack_recipe(array, store, lattice), _runs_of(array)
+def _rolling(client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None, shard: Shard) -> Tallies:
+    recipe, runs = pack_recipe(array, store, lattice), _runs_of(array, shard)
     attempts = _Attempts(client, array)
 
     def submit(some: Iterable[list[Index]]) -> list[Future[Any]]:
@@ -133,11 +150,16 @@ def _rolling(client: Client, array: da.Array, store: BlockStore, lattice: Lattic
         client.cancel(attempts.open)
 
 
-def _runs_of(array: da.Array) -> Iterator[list[Index]]:
+def _runs_of(array: da.Array, shard: Shard) -> Iterator[list[Index]]:
     """Neighbouring blocks, row by row."""
-    indices = np.ndindex(*array.numblocks)
-    length = -(-array.npartitions // MOST_TASKS)
+    indices = shard.indices(array.numblocks)
+    length = blocks_per_task(shard.block_count(array.numblocks))
     return iter(lambda: list(islice(indices, length)), [])
+
+
+def blocks_per_task(blocks: int) -> int:
+    """How many neighbouring blocks of so many make a task."""
+    return max(1, -(-blocks // MOST_TASKS))
 
 
 class _Attempts:
@@ -173,6 +195,8 @@ class _Attempts:
                 raise _not_kept(self._array, run[0], error) from error
             return Tally(), [run]
         except KilledWorker as error:
+            lost = _event("worker_lost", worker=str(error.last_worker.address), blocks=run)
+            log.info("A worker died with the block at %s", _place(self._array, run[0]), extra=lost)
             if len(run) > 1:
                 return Tally(), [[index] for index in run]
             if not is_alone:
@@ -189,7 +213,9 @@ class _Attempts:
         self._is_any_done |= bool(tally.pixels)
         again = [index for index in tally.failed if not self._is_final(index)]
         for index in again:
-            log.info("The block at %s is tried again: %s", _place(self._array, index), tally.failed.pop(index))
+            place, cause = _place(self._array, index), tally.failed.pop(index)
+            again_of = _event("block_retried", block=index, cause=cause)
+            log.info("The block at %s is tried again: %s", place, cause, extra=again_of)
         return tally, [[index] for index in again]
 
     def _is_final(self, index: Index) -> bool:
@@ -197,9 +223,9 @@ class _Attempts:
         return self._failures[index] >= TRIES
 
 
-def _at_once(client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None) -> Tallies:
+def _at_once(client: Client, array: da.Array, store: BlockStore, lattice: Lattice | None, shard: Shard) -> Tallies:
     """One graph for all, of an array whose blocks hang on one another."""
-    indices = list(np.ndindex(*array.numblocks))
+    indices = list(shard.indices(array.numblocks))
     there = {index: delayed(count_kept)(store, lattice, index) for index in indices if store.is_done(index)}
     missing = set(indices) - set(there)
     for index, tally in _each(client, array, there):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,6 +51,11 @@ class Manifest:
     """Whether the result is whole."""
     parts: str = ""
     """Of a run that is not whole yet: the folder of its parts, which no other run has had."""
+    shards: int = 0
+    """Of such a run: how many shards of it compute side by side; 0 where one run computes all."""
+    form: dict[str, Any] = field(default_factory=dict)
+    """Of such a run: what else a result is made of, so that it can be made without model and rasters: the attributes
+    (``attrs``), and of a layer of confidence ``attrs`` and ``dtype`` (``confidence``)."""
     begun: str = ""
     """When the run began, or the last of those that the result was made in: ISO 8601, UTC."""
     ended: str = ""
@@ -76,9 +81,26 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Write it at once or not at all."""
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+        self._write_beside(path).replace(path)
+
+    def write_first(self, path: Path) -> None:
+        """The same, but what stands there stays, whoever else may be writing one at this very moment."""
+        unfinished = self._write_beside(path)
+        try:
+            path.hardlink_to(unfinished)  # unlike a rename, never replaces
+        except FileExistsError:
+            pass
+        except OSError:  # the file system has no hard links
+            if not path.exists():
+                unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def _write_beside(self, path: Path) -> Path:
+        # Processes of two machines may have the same number.
+        unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         unfinished.write_bytes(self.to_json())
-        unfinished.replace(path)
+        return unfinished
 
     def to_json(self) -> bytes:
         """What a file of it holds."""
@@ -117,16 +139,18 @@ def asked_of(attrs: Mapping[str, Any], **place: Any) -> dict[str, Any]:
 
 
 def require_same(
-    found: Manifest | None, asked: Mapping[str, Any], where: Path | str, *, same_pixels: bool = False
-) -> None:
+    found: Manifest | None, asked: Mapping[str, Any], where: Path | str, *, same_pixels: bool = False,
+    else_: str = "say --overwrite (overwrite=True)",
+) -> None:  # fmt: skip
     """Raise OutputExistsError unless what ``where`` holds was asked for in the same words, naming the difference.
 
     same_pixels : the user's word that rasters in other files, or files of another time, have the same pixels.
+    else_ : what to do where neither the words nor the name are to be others.
     """
     if found is None:
         raise OutputExistsError(
             f"{where} has no manifest that says which run it is from, so it cannot be continued. Choose another name, "
-            "or say --overwrite (overwrite=True)."
+            f"or {else_}."
         )
     differing = _differing(found, asked, same_pixels=same_pixels)
     are_inputs = set(differing) <= INPUT_ATTRS
@@ -139,7 +163,7 @@ def require_same(
     if differing:
         raise OutputExistsError(
             f"{where} is from another run, so it cannot be continued: {told}{more}. Ask for the same, choose another "
-            f"name, or say --overwrite (overwrite=True).{hint}"
+            f"name, or {else_}.{hint}"
         )
 
 

@@ -1,46 +1,34 @@
-"""Where a result grows, and how it takes its final name.
+"""Where a result may be written, and how it takes its name once it is whole.
 
-A result grows in ``OUT.partial`` beside ``OUT`` and is renamed when it is whole. So nothing half
-written ever stands under the name that was asked for, and an old result stays until the new one is
-whole. What a run that ended early has finished stays there, with a manifest that says what it was asked,
-until a run goes on with it or begins anew. A result for object storage grows in the current folder, and stays there
-until it has been uploaded (see `uploads`). One run at a time writes there: it holds a lock, which the
-system takes back however the run ends.
+A result grows beside ``OUT`` (see `growth`) and is renamed when it is whole. So nothing half written ever stands under
+the name that was asked for, and an old result stays until the new one is whole. A result for object storage grows in
+the current folder, and stays there until it has been uploaded (see `uploads`).
 """
 
 from __future__ import annotations
 
-import errno
 import glob
 import logging
 import os
-import secrets
 import shutil
-import socket
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, cast
-
-from filelock import FileLock, Timeout
+from typing import Any
 
 from .errors import OutputError, OutputExistsError
-from .manifest import FailedBlock, Manifest, require_same
+from .growth import OLD, owner_in_words, partial_of
+from .manifest import FailedBlock, Manifest
 from .uploads import ZARR_RECORDS, RemoteOutput, local_place, overlaps, url_of
 
 log = logging.getLogger(__name__)
 
-_LOCK, _OWNER, PARTS_MANIFEST, _OLD = "lock", "owner", "manifest.json", "old"
 MANIFEST_SUFFIX = ".manifest.json"
 SIDES = (".aux.xml", ".msk", ".ovr", ".stac.json", MANIFEST_SUFFIX)
 """What belongs to a result by its name: what GDAL reads with it (the first is where it keeps its own notes), and what
 we say of it; the manifest comes last."""
 _READ_WITH = SIDES[:3]
-_BEAT_EVERY_S, _SILENT_AFTER_S = 15, 120
 _INPUTS = ("from_raster", "to_raster", "raster", "model", "mask", "like", "snap_raster")
 
 
@@ -62,6 +50,8 @@ class Written:
     """Blocks that were computed; others were kept by an earlier run."""
     failed_blocks: tuple[FailedBlock, ...] = ()
     """Blocks that could not be computed, and are nodata."""
+    shards_left: tuple[int, ...] | None = None
+    """Of the run of a shard, after which there is no result yet: the shards that are not done; else None."""
 
 
 def check_output(
@@ -74,7 +64,7 @@ def check_output(
 ) -> Path | str:
     """The output's absolute path, or its URL as text, if a result may be written there.
 
-    resume : what stands there may be of the same run, which `growing_output` sees to.
+    resume : what stands there may be of the same run, which `growth.growing_output` sees to.
     provenance : the result's attributes, which name its inputs.
     Raises OutputError for another suffix or a folder that is not there, OutputExistsError for what stands under that
     name, or was left by an interrupted run, and overwriting was not asked for; and, even if it was, for an input, or
@@ -97,7 +87,7 @@ def check_output(
     partial = partial_of(out)
     for standing, what in (
         (out, "exists"),
-        (partial, f"is what an interrupted run left, or one that is running{_owner_in_words(partial)}"),
+        (partial, f"is what an interrupted run left, or one that is running{owner_in_words(out)}"),
     ):
         if os.path.lexists(standing) and not overwrite and not resume:
             go_on = "go on with it by --resume (resume=True), " if standing == partial else ""
@@ -125,11 +115,6 @@ def check_output(
         return out
     RemoteOutput.at(url).require_allowed(overwrite=overwrite, resume=resume)
     return url
-
-
-def partial_of(out: Path) -> Path:
-    """The folder in which a result grows."""
-    return out.with_name(out.name + ".partial")
 
 
 def manifest_of(out: Path) -> Path:
@@ -171,132 +156,6 @@ def check_space(folder: Path, size: int) -> None:
         )  # fmt: skip
 
 
-@dataclass
-class Growth:
-    """A result that grows."""
-
-    folder: Path
-    """Where its parts are."""
-    started: Manifest
-    """What the run was asked when it began, be it in this process or an earlier one."""
-    has_finished: Callable[[], bool] = lambda: False
-    """Whether something is finished, so that the parts stay if the run ends early."""
-
-
-@contextmanager
-def growing_output(
-    out: Path, started: Manifest, *, resume: bool = False, same_pixels: bool = False
-) -> Iterator[Growth]:
-    """A folder for the parts of ``out``: empty, or with those of an earlier run of the same words, to be resumed.
-
-    started : what the run is asked. same_pixels : as `manifest.require_same` takes it.
-    The folder is gone afterwards, unless the run ends early and something is finished; a note to the exception then
-    says so.
-    Raises OutputExistsError where another run is writing there, or has left its parts and neither overwriting nor
-    resuming was asked for, or resuming and it was asked something else.
-    """
-    partial = partial_of(out)
-    try:
-        partial.mkdir(exist_ok=started.replaces or resume)
-    except FileExistsError as error:
-        raise OutputExistsError(f"{partial} is there already{_owner_in_words(partial)}; remove it.") from error
-    _require_ours(partial)
-    if elsewhere := _owner_elsewhere(partial):
-        raise OutputExistsError(
-            f"{elsewhere} is writing {out}. Wait for its end, or choose another name; if it has died, go on "
-            f"{_SILENT_AFTER_S} seconds later."
-        )
-    with _lock(partial, out):
-        has_parts = any(left.name not in (_LOCK, _OWNER) for left in partial.iterdir())
-        if resume and has_parts:
-            found = Manifest.read(partial / PARTS_MANIFEST)
-            require_same(found, started.asked, partial, same_pixels=same_pixels)
-            growth = Growth(partial / cast("Manifest", found).parts, cast("Manifest", found), lambda: True)
-        else:
-            _clear(partial, out)
-            # A task of the run before may still be under way on a worker: what it writes must not come in here.
-            begun = replace(started, parts=f"parts-{secrets.token_hex(4)}")
-            (partial / begun.parts).mkdir()
-            begun.write(partial / PARTS_MANIFEST)
-            growth = Growth(partial / begun.parts, begun)
-        with _heartbeat(partial / _OWNER):
-            try:
-                yield growth
-            except BaseException as error:
-                if growth.has_finished():
-                    error.add_note(f"What is finished is kept in {partial}; --resume (resume=True) goes on with it.")
-                else:
-                    shutil.rmtree(partial, ignore_errors=True)
-                raise
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _lock(partial: Path, out: Path) -> AbstractContextManager[object]:
-    try:
-        return FileLock(partial / _LOCK).acquire(timeout=0)
-    except Timeout as error:
-        raise OutputExistsError(
-            f"Another run{_owner_in_words(partial)} is writing {out}. Wait for its end, or choose another name."
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-            raise
-        log.warning("There are no locks on the file system of %s: let no other run write it meanwhile.", out)
-        return nullcontext()
-
-
-@contextmanager
-def _heartbeat(owner: Path) -> Iterator[None]:
-    """Say in a file that this process is at work, again and again; gone when it is not."""
-    owner.write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(_BEAT_EVERY_S):
-            with suppress(OSError):
-                os.utime(owner)
-
-    thread = threading.Thread(target=beat, name="geodl-dask-heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        owner.unlink(missing_ok=True)
-
-
-def _owner_elsewhere(partial: Path) -> str | None:
-    """The process of another machine that is at work there; not every network file system tells of its locks."""
-    host, process = _owner_of(partial)
-    if host in (None, socket.gethostname()):
-        return None
-    with tempfile.NamedTemporaryFile(dir=partial) as now, suppress(FileNotFoundError):  # by the file system's clock
-        silent_s = Path(now.name).stat().st_mtime - (partial / _OWNER).stat().st_mtime
-        if silent_s <= _SILENT_AFTER_S:
-            return f"Process {process} on {host}"
-    return None
-
-
-def _clear(partial: Path, out: Path) -> None:
-    """Remove what an earlier run left, but for a result that it was about to replace when it was killed."""
-    for old in partial.glob(f"*/{_OLD}"):
-        if not os.path.lexists(out):
-            old.replace(out)
-    for left in partial.iterdir():
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
-        elif left.name != _LOCK:
-            left.unlink()
-
-
-def _require_ours(partial: Path) -> None:
-    """Raise OutputExistsError for a folder that no run of ours has made, or that lies elsewhere."""
-    found = {left.name for left in partial.iterdir()}
-    if partial.is_symlink() or (found and not found & {_LOCK, _OWNER, PARTS_MANIFEST}):
-        raise OutputExistsError(f"{partial} is not what an interrupted run left. Move it, or choose another name.")
-
-
 def publish(finished: Path, out: Path, *, overwrite: bool) -> Path:
     """Give what has grown inside `growing_output`, a file or folder, its name, in the place of what may be replaced.
 
@@ -311,7 +170,7 @@ def publish(finished: Path, out: Path, *, overwrite: bool) -> Path:
         _remove_sides(out)
         # Only a file takes the place of a file in one step.
         if os.path.lexists(out) and (out.is_dir() or finished.is_dir()):
-            out.replace(finished.with_name(_OLD))
+            out.replace(finished.with_name(OLD))
         finished.replace(out)
         _name_sides(finished, out)
         return out
@@ -381,17 +240,3 @@ def _is_or_holds(out: Path, given: Path) -> bool:
         )
     except (OSError, ValueError):  # one of them is not there, or not a path at all
         return False
-
-
-def _owner_of(partial: Path) -> tuple[str | None, str]:
-    """Host and process of the run that writes in ``partial``, or did; None where that is not known."""
-    try:
-        host, _, process = (partial / _OWNER).read_text(encoding="utf-8").partition(" ")
-    except OSError:
-        return None, ""
-    return host, process
-
-
-def _owner_in_words(partial: Path) -> str:
-    host, process = _owner_of(partial)
-    return f" (process {process} on {host})" if host else ""

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import OutputExistsError
+from .growth import PARTS_MANIFEST, growing_output, partial_of
 from .manifest import FailedBlock, Manifest, is_same, require_same
-from .outputs import PARTS_MANIFEST, Written, finished_in, growing_output, manifest_of, partial_of
+from .outputs import Written, finished_in, manifest_of
 from .uploads import RemoteOutput, local_place
 
 

@@ -9,8 +9,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +23,25 @@ from rich.text import Text
 
 from .ecd import EcdError
 from .errors import GeodlError, RequestError
+from .run_log import Rate, RunLog
+from .shards import Shard
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from .classes import ModelClass
+    from .forecast import Forecast, Room
     from .inspection import ModelFile, ModelInfo
     from .outputs import Written
 
 NAMED = 3
 """Failed blocks that a summary names."""
 STATUS_FAILED, STATUS_ASKED_WRONGLY, STATUS_SIGNALLED = 1, 2, 128
+LINE_EVERY_S = 60.0
+"""Seconds between two lines of progress where there is no terminal, at the least."""
+
+Say = Callable[..., None]
+"""Takes an event and its facts for the log of a run (see `run_log`)."""
 
 # Paths and class names are printed as they are, brackets and colons too.
 err = Console(stderr=True, markup=False, emoji=False, highlight=False)
@@ -42,13 +50,44 @@ out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, width=
 
 
 @contextmanager
-def manners(verbose: int) -> Iterator[None]:
-    """Logs as asked for; each error and each stop as one message and an exit status, without traceback."""
+def manners(verbose: int, log_json: Path | None = None) -> Iterator[Say]:
+    """Logs as asked for; each error and each stop as one message and an exit status, without traceback.
+
+    log_json : where what happens is appended too.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a swatch is no reason to fail where the encoding has none
             stream.reconfigure(errors="replace")
+    _set_up_logging(verbose)
+    with _stoppable(), ExitStack() as opened:
+        say: Say = lambda event, **facts: None  # noqa: E731
+        try:
+            if log_json is not None:
+                say = opened.enter_context(_recorded(log_json))
+            yield say
+        except (GeodlError, EcdError, OSError) as error:  # OSError: a full disk, a folder that is gone
+            if verbose and not isinstance(error, OSError):
+                err.print_exception()
+            _print_error(error)
+            status = STATUS_ASKED_WRONGLY if isinstance(error, RequestError | EcdError) else STATUS_FAILED
+            say("failed", message=_message(error), kind=type(error).__name__, status=status)
+            sys.exit(status)
+        except KeyboardInterrupt as stop:
+            number = stop.args[0] if stop.args else signal.SIGINT
+            by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+            message, status = " ".join([f"Stopped{by}.", *_notes(stop)]), STATUS_SIGNALLED + number
+            err.print(message, soft_wrap=True)
+            say("stopped", message=message, signal=signal.Signals(number).name, status=status)
+            sys.exit(status)
+        except Exception as error:  # a mistake of ours, which Python shows
+            say("failed", message=_message(error), kind=type(error).__name__, status=STATUS_FAILED)
+            raise
+
+
+def _set_up_logging(verbose: int) -> None:
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err)], force=True)
+    handler = RichHandler(level, console=err)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("geodl_dask").setLevel(level)
     if not dask.config.get("logging", None):  # distributed reads it when it is imported, which is later
         # It shouts of each failed attempt and each cancelled task, of which our own message is the sum.
@@ -56,26 +95,27 @@ def manners(verbose: int) -> Iterator[None]:
         # Tornado would print the traceback of an interrupt.
         dask.config.set({"logging": {"distributed": spoken, "tornado": "critical", "tornado.application": "critical"}})
         os.environ["DASK_LOGGING__DISTRIBUTED"] = spoken  # for worker processes
-    with _stoppable():
+
+
+@contextmanager
+def _recorded(path: Path) -> Iterator[Say]:
+    """Our log records go to a file of JSON lines too, and what is said."""
+    ours = logging.getLogger("geodl_dask")
+    with closing(RunLog(path)) as log:
+        ours.addHandler(log)
+        ours.setLevel(logging.DEBUG)  # the events among them; what the terminal shows is its handler's business
         try:
-            yield
-        except (GeodlError, EcdError) as error:
-            if verbose:
-                err.print_exception()
-            _print_error(error)
-            sys.exit(STATUS_ASKED_WRONGLY if isinstance(error, RequestError | EcdError) else STATUS_FAILED)
-        except OSError as error:  # a full disk, a folder that is gone
-            _print_error(error)
-            sys.exit(STATUS_FAILED)
-        except KeyboardInterrupt as stop:
-            number = stop.args[0] if stop.args else signal.SIGINT
-            by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-            err.print(" ".join([f"Stopped{by}.", *_notes(stop)]), soft_wrap=True)
-            sys.exit(STATUS_SIGNALLED + number)
+            yield log.say
+        finally:
+            ours.removeHandler(log)
 
 
 def _print_error(error: Exception) -> None:
-    err.print(Text.assemble(("Error: ", "bold red"), " ".join([str(error), *_notes(error)])), soft_wrap=True)
+    err.print(Text.assemble(("Error: ", "bold red"), _message(error)), soft_wrap=True)
+
+
+def _message(error: BaseException) -> str:
+    return " ".join([str(error), *_notes(error)])
 
 
 def _notes(error: BaseException) -> list[str]:
@@ -112,20 +152,24 @@ def _stoppable() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def write_showing_progress(
-    write: Any, change: xr.DataArray | xr.Dataset, output: str, *, overwrite: bool, quiet: bool
-) -> Written:
-    """Write a result by ``write``, with a progress bar: share, rate, time left."""
-    pixels = change.sizes["y"] * change.sizes["x"]
+def showing_progress(work: Callable[..., Written], output: str, *, quiet: bool) -> Written:
+    """Do what takes a ``progress``, with a bar of share, rate and time left; where there is no terminal, by lines."""
+    name = Path(output).name
+    if quiet:
+        return work(progress=None)
+    if not err.is_terminal:
+        lines = _Lines(name)
+        written = work(progress=lines)
+        lines.end()
+        return written
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(),
         TextColumn("{task.fields[rate]}", markup=False), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=err, disable=quiet) as bar:
-        task = bar.add_task(Path(output).name, total=pixels, rate="")
-        advance = _Advance(bar, task)
-        written: Written = write(change, output, overwrite=overwrite, progress=advance)
-        advance(pixels, pixels, "done")
+    with Progress(*columns, console=err) as bar:
+        advance = _Advance(bar, bar.add_task(name, total=None, rate=""))
+        written = work(progress=advance)
+        advance.end()
     return written
 
 
@@ -133,11 +177,93 @@ class _Advance:
     """Moves a progress bar: pixels done, and their rate."""
 
     def __init__(self, bar: Progress, task: TaskID) -> None:
-        self._bar, self._task, self._started = bar, task, time.perf_counter()
+        self._bar, self._task, self._started, self._total = bar, task, time.perf_counter(), 1
 
     def __call__(self, done: int, total: int, last: str = "finishing the file") -> None:
-        rate = done / 1e6 / (time.perf_counter() - self._started)
-        self._bar.update(self._task, completed=done, rate=f"{rate:.2f} Mpx/s" + (f", {last}" if done == total else ""))
+        rate, self._total = done / 1e6 / (time.perf_counter() - self._started), total
+        shown = f"{rate:.2f} Mpx/s" + (f", {last}" if done == total else "")
+        self._bar.update(self._task, completed=done, total=total, rate=shown)
+
+    def end(self) -> None:
+        """Say that all is done."""
+        self(self._total, self._total, "done")
+
+
+class _Lines:
+    """Prints now and then how far a run is, for a file."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._rate, self._said = name, Rate(), time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        rate, now = self._rate.note(done), time.monotonic()
+        if now - self._said < LINE_EVERY_S:
+            return
+        self._said = now
+        left = f", {_duration((total - done) / rate)} left" if rate and done < total else ""
+        self._print(f"{done / total:.0%}, {rate / 1e6:.2f} Mpx/s{left}")
+
+    def end(self) -> None:
+        """Say that all is done."""
+        self._print("done")
+
+    def _print(self, text: str) -> None:
+        err.print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self._name}: {text}", soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+def print_forecast(told: Forecast, room: Room, *, free_bytes: int) -> None:
+    """What a run would do."""
+    (rows, cols), (height, width) = told.blocks_yx, told.block_yx
+    of_shard = f" of shard {told.shard}" if told.shard != "1/1" else ""
+    limit = f" and {_size(room.memory_bytes)}" if room.memory_bytes else ""
+    lines = {
+        "Grid": told.grid,
+        "Blocks": f"{rows} x {cols} of up to {height} x {width} pixels: {told.block_why}",
+        "To compute": f"{told.shard_blocks - told.kept_blocks:,} of {told.shard_blocks:,} blocks{of_shard}; "
+        f"{told.kept_blocks:,} are kept already",
+        "Tasks": f"{told.tasks:,} of up to {told.blocks_per_task:,} block(s)",
+        "Tiles": f"{told.tiles:,} in all; {told.prediction}",
+        "To read": f"up to {_size(told.read_bytes)} of pixels on this grid, halos too; of compressed files less",
+        "To write": f"up to {_size(told.result_bytes)} of pixels, before they are compressed; {_size(free_bytes)} of "
+        "the disk are free",
+        "Workers": f"{room.workers} with {room.threads} thread(s){limit} each",
+        "Memory": f"{room.threads} block(s) at once in a worker, of {_size(told.block_bytes)} as pixels; a prediction "
+        f"takes {_size(told.prediction_bytes)} by the probe",
+        "Time": "a run tells it once its first blocks are done",
+    }
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    for name, text in lines.items():
+        facts.add_row(name, Text(text))
+    out.print(facts)
+    for warning in told.warnings(room):
+        out.print(f"Warning: {warning}")
+    out.print("Nothing was computed or written.")
+
+
+def _size(count: int | None) -> str:
+    from dask.utils import format_bytes
+
+    return "an unknown amount" if count is None else format_bytes(count)
+
+
+def print_shard(change: xr.DataArray | xr.Dataset, written: Written, shard: Shard) -> None:
+    """What a shard has done, what is missing in all, and how it goes on."""
+    rows, cols = (len(lengths) for lengths in change.chunksizes.values())
+    count, left = shard.block_count((rows, cols)), written.shards_left or ()
+    missing = sum(Shard(number, shard.count).block_count((rows, cols)) for number in left)
+    named = ", ".join(map(str, left[:NAMED])) + (", ..." if len(left) > NAMED else "")
+    are = f"up to {missing:,} of {rows * cols:,} blocks are missing, of the shards {named}; then" if left else "now"
+    failed = f", {len(written.failed_blocks):,} failed" if written.failed_blocks else ""
+    out.print(
+        f"Shard {shard} is done: {count:,} blocks, {written.computed_blocks:,} of them computed now{failed}; {are} "
+        f"geodl-dask finalize {written.path}"
+    )
 
 
 def print_summary(change: xr.DataArray | xr.Dataset, written: Written, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import zarr
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
+from .attributes import grid_of, plain_layers
 from .blocks import Index, Tally, regular_blocks
 from .classes import ClassTable
 from .confidence import CONFIDENCE, join_layers
@@ -23,7 +25,7 @@ from .errors import OutputError
 from .geozarr import array_attrs, group_attrs, with_levels
 from .outputs import Written
 from .pyramid import halved, levels_of, windowed_mode
-from .writing import WriteOptions, found_attrs, grid_of, plain_layers, write_result
+from .writing import Format, WriteOptions, found_attrs, write_result
 
 ZarrFormat = Literal[2, 3]
 
@@ -132,10 +134,15 @@ def write_zarr(
     zarr_format : 2 for readers that do not know 3 yet, such as GDAL before 3.12.
     pyramid : also levels of half the size, a quarter and so on down to 512 pixels, of the most frequent class.
     Uses the active Dask client, else this process. Returns where it is, how long it took, and pixels by value.
-    options : ``overwrite``, ``resume``, ``same_pixels``, ``keep_going``, ``progress``: see `WriteOptions`.
+    options : ``overwrite``, ``resume``, ``same_pixels``, ``keep_going``, ``shard``, ``progress``: see `WriteOptions`.
     Raises OutputError, OutputExistsError, MissingDependencyError, BlockFailedError or SchedulerLostError; what was
     there before stays until the new one is whole.
     """
+    return write_result(change, path, zarr_result(change, zarr_format=zarr_format, pyramid=pyramid), **options)
+
+
+def zarr_result(change: xr.DataArray | xr.Dataset, *, zarr_format: ZarrFormat = 3, pyramid: bool = False) -> Format:
+    """How the blocks of a raster are kept in a Zarr store, and that is finished. Raises as `write_zarr`."""
     _check_layout(zarr_format, pyramid=pyramid)
     blocks = regular_blocks(change)
     classes, confidence = plain_layers(change)
@@ -144,29 +151,32 @@ def write_zarr(
     layers = [each.chunk(block_yx) for each in (classes.rename(name), confidence) if each is not None]
 
     def finish(folder: Path, tally: Tally) -> Path:
-        store = folder / "store.zarr"
+        group = folder / "store.zarr"
         for index in tally.failed:
-            begin(folder).remove_block(index)
+            store(folder).remove_block(index)
         if pyramid and tally.computed:  # levels that an earlier run has made may lack what came since
             for level in levels_of(grid_of(classes)):
-                shutil.rmtree(store / level.name, ignore_errors=True)
-        levels = _write_levels(layers[0], store, zarr_format) if pyramid else []
-        for half in store.rglob("*.partial"):  # of a process that died while Zarr wrote
+                shutil.rmtree(group / level.name, ignore_errors=True)
+        levels = _write_levels(layers[0], group, zarr_format) if pyramid else []
+        for half in group.rglob("*.partial"):  # of a process that died while Zarr wrote
             half.unlink(missing_ok=True)
         arrays = [name, *(f"{level}/{name}" for level in levels)]
-        _list_found(store, arrays, found_attrs(classes.attrs, tally, blocks))
+        _list_found(group, arrays, found_attrs(classes.attrs, tally, blocks))
         if levels:
-            _list_levels(store, name, grid_of(classes))
-        return store
+            _list_levels(group, name, grid_of(classes))
+        return group
 
-    def begin(folder: Path) -> ZarrBlocks | ZarrPairs:
-        return _block_store(layers, folder / "store.zarr", folder / "new.zarr", zarr_format)
+    def store(folder: Path) -> ZarrBlocks | ZarrPairs:
+        return _blocks_in(layers, folder / "store.zarr", zarr_format)
+
+    def begin(folder: Path) -> None:
+        _begin(layers, folder / "store.zarr", folder, zarr_format)
 
     def reopen(result: Path) -> ZarrBlocks | ZarrPairs:
-        return _block_store(layers, result, result, zarr_format)
+        return _blocks_in(layers, result, zarr_format)
 
     layout = {"zarr_format": zarr_format, "pyramid": pyramid}
-    return write_result(change, path, (".zarr",), begin, finish, reopen, layout=layout, **options)
+    return Format((".zarr",), store, begin, finish, reopen, layout)
 
 
 def _check_layout(zarr_format: int, *, pyramid: bool) -> None:
@@ -176,19 +186,25 @@ def _check_layout(zarr_format: int, *, pyramid: bool) -> None:
         windowed_mode()  # or say now that it is missing
 
 
-def _block_store(
-    layers: list[xr.DataArray], group: Path, unfinished: Path, zarr_format: ZarrFormat
-) -> ZarrBlocks | ZarrPairs:
-    """For the blocks of one or two layers, in the Zarr group that an earlier run has left, or a new one.
-
-    unfinished : where that grows.
-    """
-    if not group.exists():
-        _create(layers, unfinished, zarr_format)
-        unfinished.rename(group)
+def _blocks_in(layers: list[xr.DataArray], group: Path, zarr_format: ZarrFormat) -> ZarrBlocks | ZarrPairs:
+    """For the blocks of one or two layers, in a Zarr group."""
     heights, widths = layers[0].chunks or ((), ())
     arrays = [ZarrBlocks(str(group / str(layer.name)), (heights[0], widths[0]), zarr_format) for layer in layers]
     return arrays[0] if len(arrays) == 1 else ZarrPairs(*arrays)
+
+
+def _begin(layers: list[xr.DataArray], group: Path, spare: Path, zarr_format: ZarrFormat) -> None:
+    """A Zarr group for the blocks of one or two layers, unless there is one. spare : a folder in which it grows."""
+    if group.exists():
+        return
+    unfinished = spare / f"new-{secrets.token_hex(4)}.zarr"
+    _create(layers, unfinished, zarr_format)
+    try:
+        unfinished.rename(group)
+    except OSError:  # which a folder that is not empty makes fail: another shard was quicker
+        if not group.exists():
+            raise
+        shutil.rmtree(unfinished)
 
 
 def _create(layers: list[xr.DataArray], store: Path, zarr_format: ZarrFormat) -> None:
@@ -246,9 +262,8 @@ def _write_levels(classes: xr.DataArray, store: Path, zarr_format: ZarrFormat) -
             halved(str(below)), dims=("y", "x"), coords=xr_coords(level.grid, dims=("y", "x")), name=classes.name,
             attrs=classes.attrs,
         )  # fmt: skip
-        store_blocks(
-            coarser.data, _block_store([coarser], store / level.name, store.with_name("new.zarr"), zarr_format)
-        )
+        _begin([coarser], store / level.name, store.parent, zarr_format)
+        store_blocks(coarser.data, _blocks_in([coarser], store / level.name, zarr_format))
         below = store / level.name / str(classes.name)
     return [level.name for level in levels]
 

@@ -30,8 +30,9 @@ from test_resume import (  # noqa: F401
 from geodl_dask import writing
 from geodl_dask.cli import cli
 from geodl_dask.errors import BlockFailedError, OutputError, RunError
+from geodl_dask.growth import partial_of
 from geodl_dask.manifest import FailedBlock, Manifest
-from geodl_dask.outputs import manifest_of, partial_of
+from geodl_dask.outputs import manifest_of
 
 # A block whose input cannot be decoded
 

@@ -17,10 +17,11 @@ import pytest
 from conftest import parts_in
 from filelock import FileLock
 
-from geodl_dask import outputs
+from geodl_dask import locks
 from geodl_dask.errors import OutputError, OutputExistsError
+from geodl_dask.growth import growing_output, partial_of
 from geodl_dask.manifest import Manifest
-from geodl_dask.outputs import check_output, growing_output, partial_of, publish
+from geodl_dask.outputs import check_output, publish
 
 TIF = (".tif", ".tiff")
 ASKED = {"padding": 4}
@@ -182,7 +183,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from geodl_dask.manifest import Manifest
-from geodl_dask.outputs import growing_output
+from geodl_dask.growth import growing_output
 with growing_output(Path(sys.argv[1]), Manifest({}, "")):
     print("holding", flush=True)
     time.sleep(60)
@@ -256,7 +257,7 @@ def test_run_on_another_machine_that_is_silent_is_taken_for_dead(tmp_path):
 
 
 def test_run_that_is_at_work_says_so_again_and_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(outputs, "_BEAT_EVERY_S", 0.05)
+    monkeypatch.setattr(locks, "_BEAT_EVERY_S", 0.05)
     with growing_output(tmp_path / "change.tif", STARTED) as growth:
         owner = growth.folder.parent / "owner"
         os.utime(owner, (1, 1))

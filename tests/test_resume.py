@@ -28,8 +28,9 @@ from geodl_dask.change import detect_change
 from geodl_dask.cli import cli
 from geodl_dask.cog import write_cog
 from geodl_dask.errors import BlockFailedError, OutputError, OutputExistsError, RunError
+from geodl_dask.growth import partial_of
 from geodl_dask.manifest import Manifest
-from geodl_dask.outputs import manifest_of, partial_of, side_file_of
+from geodl_dask.outputs import manifest_of, side_file_of
 from geodl_dask.stac_item import item_of
 from geodl_dask.zarr_store import write_zarr
 

@@ -20,7 +20,8 @@ from ..change import detect_change
 from ..classes import ClassTable
 from ..definition import load_definition
 from ..errors import OutputError, OutputExistsError
-from ..outputs import manifest_of, partial_of, side_file_of
+from ..growth import partial_of
+from ..outputs import manifest_of, side_file_of
 from ..plot import save_change_picture
 from ..stac_item import item_of
 from .scenes import render_pair
