@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import re
 import shutil
 import subprocess
 from contextlib import ExitStack
@@ -143,17 +144,17 @@ def job_options(config: ClusterConfig) -> dict[str, Any]:
         "job_name": "geodl-dask",
         "worker_extra_args": [*(_of_site(config, "worker-extra-args") or ()), *_leave_before(walltime)],
     }  # fmt: skip
-    special, directives = _OF_SYSTEM[config.cluster](config, booked, memory, walltime)
+    special, directives = _OF_SYSTEM[config.cluster](config, booked, memory)
     directives += [*(_of_site(config, "job-extra-directives") or ()), *config.directives]
     return {**options, **special, "job_extra_directives": directives}
 
 
-def _slurm(config: ClusterConfig, cores: int, memory: str, walltime: str) -> tuple[dict[str, Any], list[str]]:
+def _slurm(config: ClusterConfig, cores: int, memory: str) -> tuple[dict[str, Any], list[str]]:
     gpus = [f"--gres=gpu:{config.gpus_per_node}"] if config.gpus_per_node else []
     return {"account": config.account, "job_cpu": cores}, gpus
 
 
-def _pbs(config: ClusterConfig, cores: int, memory: str, walltime: str) -> tuple[dict[str, Any], list[str]]:
+def _pbs(config: ClusterConfig, cores: int, memory: str) -> tuple[dict[str, Any], list[str]]:
     from dask_jobqueue.pbs import pbs_format_bytes_ceil
 
     size = pbs_format_bytes_ceil(parse_bytes(memory))
@@ -161,26 +162,38 @@ def _pbs(config: ClusterConfig, cores: int, memory: str, walltime: str) -> tuple
     return {"account": config.account, "resource_spec": with_gpus if config.gpus_per_node else None}, []
 
 
-def _lsf(config: ClusterConfig, cores: int, memory: str, walltime: str) -> tuple[dict[str, Any], list[str]]:
-    hours, minutes, *_ = walltime.split(":")
+def _lsf(config: ClusterConfig, cores: int, memory: str) -> tuple[dict[str, Any], list[str]]:
     gpus = [f'-gpu "num={config.gpus_per_node}"'] if config.gpus_per_node else []
-    return {"project": config.account, "ncpus": cores, "walltime": f"{hours}:{minutes}"}, gpus
+    options = {"project": config.account, "ncpus": cores}
+    if config.walltime:
+        minutes = -(-(_seconds(config.walltime) or 0) // 60)
+        options["walltime"] = f"{minutes // 60:02}:{minutes % 60:02}"
+    return options, gpus
 
 
-def _sge(config: ClusterConfig, cores: int, memory: str, walltime: str) -> tuple[dict[str, Any], list[str]]:
+def _sge(config: ClusterConfig, cores: int, memory: str) -> tuple[dict[str, Any], list[str]]:
     return {"project": config.account}, [f"-l gpu={config.gpus_per_node}"] if config.gpus_per_node else []
 
 
 _OF_SYSTEM = {"slurm": _slurm, "pbs": _pbs, "lsf": _lsf, "sge": _sge}
 
 
-def _leave_before(walltime: str) -> list[str]:
+def _leave_before(walltime: str | None) -> list[str]:
     """The worker's options by which it leaves in time, and not all workers at once."""
-    parts = [int(part) for part in walltime.split(":")]
-    hours, minutes, seconds = [*parts, 0] if len(parts) == 2 else parts  # LSF's own default has no seconds
-    length_s = hours * 3600 + minutes * 60 + seconds
+    length_s = _seconds(walltime)
+    if length_s is None:
+        return []
     early_s = min(LEAVE_EARLY_S, length_s // 5)
     return ["--lifetime", f"{length_s - early_s}s", "--lifetime-stagger", f"{early_s // 5}s"]
+
+
+def _seconds(walltime: str | None) -> int | None:
+    """Of HH:MM:SS or, in LSF's way, HH:MM; None for what a site may have written else."""
+    parts = re.fullmatch(r"(\d+):(\d\d)(?::(\d\d))?", str(walltime))
+    if parts is None:
+        return None
+    hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return hours * 3600 + minutes * 60 + seconds
 
 
 def _of_site(config: ClusterConfig, name: str) -> Any:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import dask
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -124,6 +125,21 @@ def test_workers_leave_before_the_walltime_and_not_all_at_once(walltime):
     assert stagger > 0 or length_s < 25
 
 
+@pytest.mark.parametrize("walltime", [None, "1-00:00:00", 3600])
+def test_walltime_of_the_site_that_is_not_understood_is_left_as_it_is(walltime):
+    with dask.config.set({"jobqueue.slurm.walltime": walltime}):
+        script = job_queue.job_script(read_cluster_config({"cluster": "slurm"}))
+    assert "--lifetime" not in script
+    assert ("#SBATCH -t" in script) == (walltime is not None)
+
+
+def test_lsf_gets_whole_minutes():
+    assert "#BSUB -W 01:01\n" in job_queue.job_script(read_cluster_config({"cluster": "lsf", "walltime": "01:00:01"}))
+    script = job_queue.job_script(read_cluster_config({"cluster": "lsf"}))
+    assert "#BSUB -W 00:30\n" in script
+    assert "--lifetime 1500s" in script
+
+
 def run_cli(*words: str):
     return CliRunner().invoke(cli, words)
 
@@ -182,15 +198,23 @@ def test_missing_library_is_named_with_how_to_install_it(monkeypatch):
         gd.connect("slurm")
 
 
-@pytest.fixture
-def local_jobs(monkeypatch):
-    """dask-jobqueue's own stand-in for a queue: each job is a process of this machine. All else is real."""
-    from dask_jobqueue.local import LocalCluster
+SBATCH = """\
+#!/bin/sh
+cp "$1" {folder}/job-$$.sh
+setsid bash {folder}/job-$$.sh > {folder}/job-$$.out 2>&1 &
+echo "Submitted batch job $!"
+"""
 
-    monkeypatch.setattr(job_queue, "_cluster_class", lambda config: LocalCluster)
-    monkeypatch.setattr(shutil, "which", lambda command: command)
-    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1s", "jobqueue.sge.interface": "lo"}):
-        yield {"cluster": "sge", "cores": 1, "memory": "1GiB"}
+
+@pytest.fixture
+def local_jobs(monkeypatch, tmp_path):
+    """Stand-ins for sbatch and scancel, where no Slurm is: each job is a group of processes. All else is real."""
+    for name, text in {"sbatch": SBATCH.format(folder=tmp_path), "scancel": '#!/bin/sh\nkill -9 -- "-$1"\n'}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "2s"}):
+        yield {"cluster": "slurm", "cores": 1, "memory": "1GiB", "interface": "lo"}
 
 
 def names_and_addresses(client) -> dict[str, str]:
@@ -206,13 +230,15 @@ def wait_until(is_so, seconds: float = 60) -> None:
 
 def test_jobs_compute_and_end_with_the_client(local_jobs):
     with gd.connect(config=local_jobs, workers=2) as client:
+        client.wait_for_workers(2, timeout=60)
         processes = client.run(os.getpid)
         assert len(set(processes.values()) - {os.getpid()}) == 2
         assert client.submit(sum, [1, 2]).result() == 3
         cluster = client.cluster
-        assert len(job_queue.jobs_of(client)) == 2
+        jobs = job_queue.jobs_of(client)
+        assert len(jobs) == 2
     assert cluster.status.name == "closed"
-    assert cluster.workers == {}
+    assert not any(psutil.pid_exists(int(job)) for job in jobs)
 
 
 @pytest.mark.parametrize("gpus", [None, 2])
@@ -230,12 +256,12 @@ def test_job_whose_workers_have_left_is_submitted_again_and_once(gpus, local_job
         again = job_queue.jobs_of(client)
         assert len(again) == 1
         assert again != jobs
-        time.sleep(3)  # longer than lost workers are waited for
+        time.sleep(4)  # longer than lost workers are waited for
         assert job_queue.jobs_of(client) == again
 
 
 def test_worker_process_that_dies_is_not_a_job_that_has_ended(local_jobs):
-    with gd.connect(config=local_jobs) as client, dask.config.set({"distributed.deploy.lost-worker-timeout": "30s"}):
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "15s"}), gd.connect(config=local_jobs) as client:
         client.wait_for_workers(1, timeout=60)
         jobs, (pid,) = job_queue.jobs_of(client), client.run(os.getpid).values()
         os.kill(pid, signal.SIGKILL)
