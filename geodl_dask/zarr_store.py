@@ -257,16 +257,15 @@ def _write_levels(classes: xr.DataArray, store: Path, zarr_format: ZarrFormat) -
     Returns the names of the groups that hold the levels.
     """
     below, levels = store / str(classes.name), levels_of(grid_of(classes))
-    with where_seen(store):
-        for level in levels:
-            coarser = xr.DataArray(
-                halved(str(below)), dims=("y", "x"), coords=xr_coords(level.grid, dims=("y", "x")), name=classes.name,
-                attrs=classes.attrs,
-            )  # fmt: skip
-            group = store / level.name
-            _begin([coarser], group, store.parent, zarr_format)
-            store_blocks(coarser.data, _blocks_in([coarser], group, zarr_format))
-            below = group / str(classes.name)
+    for level in levels:
+        coarser = xr.DataArray(
+            halved(str(below)), dims=("y", "x"), coords=xr_coords(level.grid, dims=("y", "x")), name=classes.name,
+            attrs=classes.attrs,
+        )  # fmt: skip
+        _begin([coarser], store / level.name, store.parent, zarr_format)
+        with where_seen(store):
+            store_blocks(coarser.data, _blocks_in([coarser], store / level.name, zarr_format))
+        below = store / level.name / str(classes.name)
     return [level.name for level in levels]
 
 
