@@ -227,9 +227,7 @@ def _keep(
         growth.has_finished = lambda: any(store.is_done(index) for index in share.indices(shape))
     if failed:
         store = Continued(store, form.reopen(task.here), _indices(failed, blocks))
-    return store_blocks(
-        blocks, store, progress, lattice_of(task.classes, blocks), keep_going=keep_going, shard=share
-    )  # fmt: skip
+    return store_blocks(blocks, store, progress, lattice_of(task.classes, blocks), keep_going=keep_going, shard=share)
 
 
 def _finish(task: _Task, growth: Growth, tally: Tally) -> Path:
