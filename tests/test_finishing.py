@@ -272,6 +272,14 @@ def test_shards_compute_each_block_once_and_go_on_where_they_were(output, place,
     assert computed == dict.fromkeys(BLOCKS - kept, 1)
 
 
+def test_there_may_be_more_shards_than_blocks(place, models, tmp_path):  # noqa: F811
+    out = tmp_path / "change.tif"
+    (nothing,) = compute(by_files(place, models), out, (25,), count=25)
+    assert (nothing.computed_blocks, nothing.pixels, len(nothing.shards_left)) == (0, {}, 24)
+    compute(by_files(place, models), out, range(1, 25), count=25)
+    assert sum(finalize(out).pixels.values()) == 83 * 109
+
+
 def test_progress_of_a_shard_is_of_its_own_pixels(place, models, tmp_path):  # noqa: F811
     seen = []
     compute(by_files(place, models), tmp_path / "change.tif", (2,), progress=lambda *pixels: seen.append(pixels))
@@ -473,6 +481,17 @@ def test_shard_of_another_machine_that_has_died_is_waited_for_and_then_begun_aga
         assert "Process 4711 on elsewhere was computing shard 2/3" in caplog.text
 
 
+def test_shard_is_refused_beside_a_run_of_all_on_another_machine(tmp_path):
+    out = tmp_path / "change.tif"
+    with growing_output(out, STARTED, shard=Shard(1, 3)):
+        pass
+    (partial_of(out) / "owner").write_text("elsewhere 4711")
+    with pytest.raises(OutputExistsError, match="Process 4711 on elsewhere is writing"):
+        growing_output(out, STARTED, shard=Shard(1, 3)).__enter__()
+    assert not (partial_of(out) / "shard-1.owner").exists()
+
+
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("shard", [Shard(2, 3), None])
 def test_shard_of_another_machine_that_lives_is_left_alone(shard, tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_SILENT_AFTER_S", 10)
