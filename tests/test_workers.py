@@ -231,6 +231,24 @@ def test_model_is_loaded_once_on_each_worker_before_the_first_block(tmp_path, pa
         assert list(client.run(loads).values()) == [1, 1]
 
 
+def test_compiled_network_is_warmed_up_with_what_it_will_be_given_and_others_are_tried_out_already(
+    pair, models, monkeypatch
+):
+    change = gd.detect_change(*pair, models["pt"], tile_size=40)
+    (preparation,) = preparations_of(change.data)
+    inference, given = preparation.inference, []
+    model = kernel.loaded_model(inference)
+    predict = model.runner.predict
+    monkeypatch.setattr(
+        model.runner, "predict", lambda batch: given.append(batch.images[0].shape[-2:]) or predict(batch)
+    )
+    kernel._warm_up(inference)
+    assert given == []
+    monkeypatch.setattr(kernel, "loaded_model", lambda inference: model)  # to compile it takes a minute
+    kernel._warm_up(kernel.replace(inference, spec=kernel.replace(inference.spec, compiled=True)))
+    assert given == [(40, 40)]
+
+
 # One worker, one GPU
 
 
