@@ -101,8 +101,9 @@ def prepared_workers(client: Client, array: da.Array, folder: Path | None = None
     Workers in this very process are ready: who planned the run has loaded the model.
     Raises what a worker raised, of the same kind where it is one of ours, with the worker's name.
     """
-    preparations = [] if _is_here(client) else preparations_of(array)
-    if _is_here(client) or not (preparations or folder):
+    is_here = _is_here(client)
+    preparations = [] if is_here else preparations_of(array)
+    if is_here or not (preparations or folder):
         yield Crew()
         return
     name = f"geodl_dask-{secrets.token_hex(4)}"

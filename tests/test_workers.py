@@ -468,7 +468,7 @@ def test_workers_without_this_package_are_told_so(tmp_path):
         try:
             client.wait_for_workers(1, timeout=60)
             with pytest.raises(MissingDependencyError, match=r"The workers' Python lacks .* Install geodl_dask there"):
-                store_blocks(array_of(values, 4), FolderOfBlocks(tmp_path))
+                store_blocks(array_of(values, 4), FolderOfBlocks(tmp_path), folder=tmp_path)
         finally:
             worker.kill()
             worker.wait()
