@@ -101,11 +101,12 @@ def prepared_workers(client: Client, array: da.Array, folder: Path | None = None
     Workers in this very process are ready: who planned the run has loaded the model.
     Raises what a worker raised, of the same kind where it is one of ours, with the worker's name.
     """
-    if _is_here(client):
+    is_here = _is_here(client)
+    preparations = [] if is_here else preparations_of(array)
+    if is_here or not (preparations or folder):
         yield Crew()
         return
     name = f"geodl_dask-{secrets.token_hex(4)}"
-    preparations = preparations_of(array)
     files = [each.files for each in preparations]
     parcels = [pack_parcel(name, each) for each in files]
     with _token(folder, name) as token, sending(client, dict(zip(parcels, files, strict=True))):

@@ -231,6 +231,24 @@ def test_model_is_loaded_once_on_each_worker_before_the_first_block(tmp_path, pa
         assert list(client.run(loads).values()) == [1, 1]
 
 
+def test_compiled_network_is_warmed_up_with_what_it_will_be_given_and_others_are_tried_out_already(
+    pair, models, monkeypatch
+):
+    change = gd.detect_change(*pair, models["pt"], tile_size=40)
+    (preparation,) = preparations_of(change.data)
+    inference, given = preparation.inference, []
+    model = kernel.loaded_model(inference)
+    predict = model.runner.predict
+    monkeypatch.setattr(
+        model.runner, "predict", lambda batch: given.append(batch.images[0].shape[-2:]) or predict(batch)
+    )
+    kernel._warm_up(inference)
+    assert given == []
+    monkeypatch.setattr(kernel, "loaded_model", lambda inference: model)  # to compile it takes a minute
+    kernel._warm_up(kernel.replace(inference, spec=kernel.replace(inference.spec, compiled=True)))
+    assert given == [(40, 40)]
+
+
 # One worker, one GPU
 
 
@@ -339,18 +357,18 @@ def test_worker_that_fails_at_every_block_is_set_aside_once_and_its_blocks_are_d
 
 
 def test_workers_that_fail_faster_than_others_finish_do_not_end_the_run(tmp_path, caplog):
-    """Two of three fail at once, before the third has finished its first block."""
+    """All but one fail at once, and are idle again, long before that one has finished its first block."""
 
     def compute(block_id):
         if get_worker().name != 0:
             raise OSError("disk failure")
-        time.sleep(0.5 if block_id[1] < 6 else 0.02)
+        time.sleep(0.02 if list(tmp_path.glob("*.npy")) else 2)
         return values(block_id)
 
-    with processes(3):
-        tally = store_blocks(array_of(compute, 40), FolderOfBlocks(tmp_path))
-    assert (tally.computed, tally.failed) == (40, {})
-    assert caplog.text.count("is set aside") == 2
+    with processes(6, processes=False):
+        tally = store_blocks(array_of(compute, 60), FolderOfBlocks(tmp_path))
+    assert (tally.computed, tally.failed) == (60, {})
+    assert caplog.text.count("is set aside") == 5
 
 
 class KeepsWhereItCan(FolderOfBlocks):
@@ -450,7 +468,7 @@ def test_workers_without_this_package_are_told_so(tmp_path):
         try:
             client.wait_for_workers(1, timeout=60)
             with pytest.raises(MissingDependencyError, match=r"The workers' Python lacks .* Install geodl_dask there"):
-                store_blocks(array_of(values, 4), FolderOfBlocks(tmp_path))
+                store_blocks(array_of(values, 4), FolderOfBlocks(tmp_path), folder=tmp_path)
         finally:
             worker.kill()
             worker.wait()
