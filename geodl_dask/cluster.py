@@ -109,7 +109,7 @@ def _local_client(workers: int | None, gpus: tuple[str, ...]) -> Client:
     count = len(gpus) or workers or 1
     has_processes = bool(gpus) or workers is not None
     threads = GPU_WORKER_THREADS if gpus else max(1, CPU_COUNT // count)
-    client = Client(n_workers=count, threads_per_worker=threads, processes=has_processes, **_quiet_addresses())
+    client = Client(n_workers=count, threads_per_worker=threads, processes=has_processes, **_of_scheduler())
     if has_processes:
         client.register_plugin(_LocalWorker())
     if gpus:
@@ -127,11 +127,11 @@ def _cuda_client(gpus: Sequence[str]) -> Client:
 
 
 def _cuda_options(gpus: Sequence[str]) -> dict[str, Any]:
-    return {"CUDA_VISIBLE_DEVICES": list(gpus), "threads_per_worker": GPU_WORKER_THREADS, **_quiet_addresses()}
+    return {"CUDA_VISIBLE_DEVICES": list(gpus), "threads_per_worker": GPU_WORKER_THREADS, **_of_scheduler()}
 
 
-def _quiet_addresses() -> dict[str, Any]:
-    """Of dashboards: without an address distributed takes port 8787, and warns where that is in use."""
+def _of_scheduler() -> dict[str, Any]:
+    # Without an address distributed takes port 8787, and warns where that is in use.
     return {
         "dashboard_address": "127.0.0.1:0",
         "scheduler_kwargs": {"dashboard": bool(importlib.util.find_spec("bokeh"))},

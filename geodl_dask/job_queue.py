@@ -142,7 +142,9 @@ def job_options(config: ClusterConfig) -> dict[str, Any]:
         "cores": threads, "processes": config.processes, "memory": memory, "walltime": walltime, "queue": config.queue,
         "interface": config.interface, "job_script_prologue": list(config.setup_lines) or None,
         "job_name": "geodl-dask",
-        "worker_extra_args": [*(_of_site(config, "worker-extra-args") or ()), *_leave_before(walltime)],
+        "worker_extra_args": [
+            "--no-dashboard", *(_of_site(config, "worker-extra-args") or ()), *_leave_before(walltime)
+        ],
     }  # fmt: skip
     special, directives = _OF_SYSTEM[config.cluster](config, booked, memory)
     directives += [*(_of_site(config, "job-extra-directives") or ()), *config.directives]

@@ -212,6 +212,5 @@ def test_cuda_with_dask_cuda_is_called_for_a_worker_for_each_gpu(monkeypatch):
     assert cluster.status.name == "closed"
     assert told == {
         "CUDA_VISIBLE_DEVICES": ["3", "GPU-abc"], "threads_per_worker": GPU_WORKER_THREADS,
-        "dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0",
-        "scheduler_kwargs": {"dashboard": HAS_BOKEH},
+        "dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": HAS_BOKEH},
     }  # fmt: skip

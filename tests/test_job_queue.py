@@ -25,7 +25,7 @@ from geodl_dask.errors import MissingDependencyError, RequestError
 dask_jobqueue = pytest.importorskip("dask_jobqueue", reason="jobs need dask-jobqueue (the extra hpc)")
 
 WORKER = f"{sys.executable} -m distributed.cli.dask_worker tcp://SCHEDULER:PORT --name geodl-dask"
-LIMITS = "--death-timeout 60 --lifetime 6900s --lifetime-stagger 60s"
+LIMITS = "--death-timeout 60 --no-dashboard --lifetime 6900s --lifetime-stagger 60s"
 ASKED = {
     "workers": 8, "gpus_per_node": 4, "walltime": "02:00:00", "queue": "gpu", "account": "forests", "memory": "64GiB",
     "cores": 16, "directives": ["-x one"], "setup_lines": ["module load cuda", "export A=1"],
@@ -83,7 +83,7 @@ def test_script_of_a_job_of_which_nothing_is_said_has_defaults():
     assert job_queue.job_script(read_cluster_config({"cluster": "slurm"})) == (
         "#!/usr/bin/env bash\n\n#SBATCH -J geodl-dask\n#SBATCH -n 1\n#SBATCH --cpus-per-task=4\n#SBATCH --mem=16G\n"
         f"#SBATCH -t 00:30:00\n\n{WORKER} --nthreads 4 --memory-limit 16.00GiB --nanny --death-timeout 60 "
-        "--lifetime 1500s --lifetime-stagger 60s\n"
+        "--no-dashboard --lifetime 1500s --lifetime-stagger 60s\n"
     )
 
 
