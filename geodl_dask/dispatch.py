@@ -85,6 +85,8 @@ def _log_tally(array: da.Array, more: Tally, tally: Tally, *, blocks: int, pixel
     for index, cause in more.failed.items():
         where = place(array, index)
         log.info("The block at %s failed: %s", where, cause, extra=event("block_failed", block=index, cause=cause))
+    if not more.pixels:
+        return
     done = tally.computed + tally.kept
     facts = {"done": done, "blocks": blocks, "done_px": tally.pixels.total(), "all_px": pixels}
     log.debug("%s of %s blocks are done", done, blocks, extra=event("progress", **facts))
