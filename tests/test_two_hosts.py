@@ -233,7 +233,7 @@ def test_raster_that_a_worker_cannot_read_is_named_with_the_machine(place, sched
     ("cut_s", "environment"),
     [
         pytest.param(5, {}, id="for a while"),
-        pytest.param(9, {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "3s"}, id="until connections break"),
+        pytest.param(18, {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "11s"}, id="until connections break"),
     ],
 )
 def test_job_runs_on_another_host_and_outlives_a_cut_of_the_link(place, tmp_path, cut_s, environment):
