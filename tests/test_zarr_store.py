@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
-from geodl_dask import dispatch
+from geodl_dask import dispatch, reputation
 from geodl_dask.classes import ClassTable, ModelClass
 from geodl_dask.errors import BlockFailedError, OutputError, OutputExistsError
 from geodl_dask.zarr_store import ZarrBlocks, write_zarr
@@ -197,7 +197,7 @@ def test_failed_run_leaves_the_old_store_and_its_own_parts(tmp_path):
 
 
 def test_block_that_is_late_does_not_bring_a_failed_run_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(dispatch, "TRIES", 1)
+    monkeypatch.setattr(reputation, "TRIES", 1)
     monkeypatch.setattr(dispatch, "HOPELESS", 1)  # or the others would be finished first
     values = classes((37, 53))
 
