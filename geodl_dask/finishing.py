@@ -60,7 +60,7 @@ def left_result(path: str | os.PathLike[str]) -> xr.DataArray | xr.Dataset:
     if left is None or "attrs" not in left.form:
         raise OutputError(f"{partial_of(here)} has no manifest that says what the result is to be.")
     asked, attrs, beside = left.asked, left.form["attrs"], left.form["confidence"]
-    grid = GeoBox(tuple(asked["shape"]), Affine(*asked["transform"]), CRS(asked["wkt"]))
+    grid = GeoBox(tuple(asked["shape"]), Affine(*asked["transform"]), CRS(left.form["crs"]))
     classes = np.dtype(asked["dtype"])
     dtype = classes if beside is None else pair_type(classes, np.dtype(beside["dtype"]))
     pixels = da.map_blocks(
@@ -68,6 +68,7 @@ def left_result(path: str | os.PathLike[str]) -> xr.DataArray | xr.Dataset:
         meta=np.empty((0, 0), dtype), name=None,
     )  # fmt: skip
     coords, dims, name = xr_coords(grid, dims=("y", "x")), ("y", "x"), asked["name"]
+    coords["spatial_ref"].attrs |= dict.fromkeys(("spatial_ref", "crs_wkt"), left.form["crs"])
     if beside is None:
         return xr.DataArray(pixels, coords=coords, dims=dims, name=name, attrs=attrs)
     confidence = (dims, pixels[CONFIDENCE], beside["attrs"])

@@ -55,8 +55,8 @@ class Manifest:
     """Of such a run: how many shards of it compute side by side; 0 where one run computes all."""
     form: dict[str, Any] = field(default_factory=dict)
     """Of such a run: what else a result is made of, so that it can be made without model and rasters: attributes
-    (``attrs``), of a layer of confidence ``attrs`` and ``dtype`` (``confidence``), and references from the result to
-    rasters and model (``references``)."""
+    (``attrs``), CRS in the words in which it came (``crs``), of a layer of confidence ``attrs`` and ``dtype``
+    (``confidence``), and references from the result to rasters and model (``references``)."""
     begun: str = ""
     """When the run began, or the last of those that the result was made in: ISO 8601, UTC."""
     ended: str = ""

@@ -197,9 +197,10 @@ def _task_of(
     out = check_output(path, form.suffixes, overwrite=overwrite, resume=resume, provenance=classes.attrs)
     more = dict(form.layout) | ({} if confidence is None else {"confidence": str(confidence.dtype)})
     beside = None if confidence is None else {"dtype": str(confidence.dtype), "attrs": confidence.attrs}
+    references = references_of(classes.attrs, out)
     started = replace(
         _start(classes, blocks, more), replaces=overwrite, shards=shards,
-        form={"attrs": classes.attrs, "confidence": beside, "references": references_of(classes.attrs, out)},
+        form={"attrs": classes.attrs, "confidence": beside, "crs": str(grid_of(classes).crs), "references": references},
     )  # fmt: skip
     return _Task(change, blocks, classes, form, out, started)
 

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,7 +219,7 @@ def ended(*given, **options):
 
 @pytest.mark.parametrize(
     ("moment", "of"),
-    [("_finish", writing), ("write_item", writing), ("publish", writing), ("_name_sides", outputs), ("rmtree", growth)],
+    [("_finish", writing), ("write_item", writing), ("publish", writing), ("_name_sides", outputs), ("shutil", growth)],
 )
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -232,7 +233,7 @@ def test_finalize_that_was_killed_is_asked_for_again(
     compute(by_files(place, models), out, (1, 2, 3), overwrite=overwrite)
     assert (result_of(out) if overwrite else None) == old
     with monkeypatch.context() as patch, pytest.raises(EndedError):
-        patch.setattr(of.shutil if moment == "rmtree" else of, moment, ended)
+        patch.setattr(of, moment, SimpleNamespace(rmtree=ended) if moment == "shutil" else ended)
         finalize(out)
     assert partial_of(out).exists()
     again = finalize(out)
