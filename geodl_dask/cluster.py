@@ -104,6 +104,9 @@ class _OwningClient(Client):
         super().close(*args, **keywords)
         cluster.close()
 
+    def __del__(self) -> None:
+        """Nothing: this may be the thread that closing waits for, and distributed closes clusters at exit."""
+
 
 def _local_client(workers: int | None, gpus: tuple[str, ...]) -> Client:
     count = len(gpus) or workers or 1

@@ -247,23 +247,26 @@ def _lasting(base: type[JobQueueCluster]) -> Any:
             if op == "remove":
                 name = self._job_of(self.scheduler_info["workers"][msg]["name"])
                 grace_s = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
-                self._soon(grace_s, name, self.workers.get(name))
+                self._soon(grace_s, name, self._number(name))
             Cluster._update_worker_status(self, op, msg)
 
-        def _soon(self, delay_s: float, name: str, job: Any) -> None:
+        def _number(self, name: str) -> str | None:
+            return getattr(self.workers.get(name), "job_id", None)
+
+        def _soon(self, delay_s: float, name: str, number: str | None) -> None:
+            # The number only: closing asserts that nobody holds a job any more.
             def submit() -> None:
-                self._futures.add(asyncio.ensure_future(self._submit_again(name, job)))
+                self._futures.add(asyncio.ensure_future(self._submit_again(name, number)))
 
             asyncio.get_running_loop().call_later(delay_s, submit)
 
-        async def _submit_again(self, name: str, job: Any) -> None:
+        async def _submit_again(self, name: str, number: str | None) -> None:
             there = {self._job_of(worker["name"]) for worker in self.scheduler_info["workers"].values()}
-            is_another = self.workers.get(name) is not job
+            is_another = self._number(name) != number
             if self.status != Status.running or name not in self.worker_spec or name in there or is_another:
                 return
-            if job is not None:
-                del self.workers[name]
-                await job.close()
+            if number is not None:
+                await self.workers.pop(name).close()
             try:
                 await self._correct_state()
             except RuntimeError as error:
