@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import re
 import shutil
+import signal
 import subprocess
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -209,12 +210,15 @@ def _of_scheduler(config: ClusterConfig) -> dict[str, Any]:
 
 
 def _cluster_class(config: ClusterConfig) -> type[JobQueueCluster]:
+    heeded = signal.getsignal(signal.SIGINT)
     try:
         import dask_jobqueue
     except ImportError as error:
         raise MissingDependencyError(
             f'cluster is {config.cluster}, which needs dask-jobqueue: pip install "geodl_dask[hpc]"'
         ) from error
+    if signal.getsignal(signal.SIGINT) is not heeded:
+        signal.signal(signal.SIGINT, heeded)  # dask-jobqueue 0.9 would end the process by Ctrl-C, with status 0
     found: type[JobQueueCluster] = getattr(dask_jobqueue, _SYSTEMS[config.cluster].class_name)
     return found
 

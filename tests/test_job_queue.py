@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -22,7 +23,9 @@ from geodl_dask.cli import cli
 from geodl_dask.cluster_config import read_cluster_config
 from geodl_dask.errors import MissingDependencyError, RequestError
 
-dask_jobqueue = pytest.importorskip("dask_jobqueue", reason="jobs need dask-jobqueue (the extra hpc)")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("dask_jobqueue") is None, reason="jobs need dask-jobqueue (the extra hpc)"
+)
 
 WORKER = f"{sys.executable} -m distributed.cli.dask_worker tcp://SCHEDULER:PORT --name geodl-dask"
 LIMITS = "--death-timeout 60 --no-dashboard --lifetime 6900s --lifetime-stagger 60s"
@@ -196,6 +199,15 @@ def test_missing_library_is_named_with_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
     with pytest.raises(MissingDependencyError, match=re.escape('pip install "geodl_dask[hpc]"')):
         gd.connect("slurm")
+
+
+def test_interrupts_are_heeded_as_before():
+    # In a Python of its own: importing dask-jobqueue is what once changed it.
+    code = (
+        "import signal\nfrom geodl_dask.cluster_config import ClusterConfig\n"
+        "from geodl_dask.job_queue import job_script\njob_script(ClusterConfig('slurm')); assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, preexec_fn=heed_interrupts)
 
 
 SBATCH = """\
