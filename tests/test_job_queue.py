@@ -204,8 +204,11 @@ def test_missing_library_is_named_with_how_to_install_it(monkeypatch):
 def test_interrupts_are_heeded_as_before():
     # In a Python of its own: importing dask-jobqueue is what once changed it.
     code = (
-        "import signal\nfrom geodl_dask.cluster_config import ClusterConfig\n"
-        "from geodl_dask.job_queue import job_script\njob_script(ClusterConfig('slurm')); assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+        "import signal\n"
+        "from geodl_dask.cluster_config import ClusterConfig\n"
+        "from geodl_dask.job_queue import job_script\n"
+        "job_script(ClusterConfig('slurm'))\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     )
     subprocess.run([sys.executable, "-c", code], check=True, preexec_fn=heed_interrupts)
 
