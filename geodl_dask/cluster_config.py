@@ -145,9 +145,7 @@ def _wrong(name: str, value: Any, needed: str) -> RequestError:
 
 def _count(name: str, value: Any) -> int:
     needed = "a number, at least 1,"
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise _wrong(name, value, needed)
-    if not re.fullmatch(r"-?[0-9]{1,9}", str(value).strip()) or int(value) < 1:
+    if not isinstance(value, int | str) or not re.fullmatch(r"-?[0-9]{1,9}", str(value).strip()) or int(value) < 1:
         raise _wrong(name, value, needed)
     return int(value)
 
