@@ -177,9 +177,9 @@ def test_statistics_say_what_becomes_minus_1_to_1(model):
     np.testing.assert_allclose(scaled.confidence, plain.confidence, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("wrap", [lambda state: {"model": state, "opt": {}}, lambda state: {"model": state}], ids=str)
-def test_weights_may_lie_in_model_beside_opt(model, wrap):
-    load(model(wrap))
+@pytest.mark.parametrize("beside", [{"opt": {}}, {}], ids=["opt", "nothing"])
+def test_weights_may_lie_in_model_beside_opt(model, beside):
+    load(model(lambda state: {"model": state, **beside}))
 
 
 def test_the_steps_of_data_parallel_may_be_there_or_not(model):
