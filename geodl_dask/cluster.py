@@ -172,14 +172,10 @@ def _address_in(path: Path) -> str:
     except OSError as error:
         raise RequestError(f"The scheduler file {path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise RequestError(
-            f"{path} is no scheduler file, which dask scheduler --scheduler-file writes: {error}"
-        ) from error
+        raise RequestError(f"{path} is not what dask scheduler --scheduler-file writes: {error}.") from error
     address = content.get("address") if isinstance(content, dict) else None
     if not isinstance(address, str):
-        raise RequestError(
-            f"{path} is no scheduler file, which dask scheduler --scheduler-file writes: no address in it."
-        )
+        raise RequestError(f"{path} is not what dask scheduler --scheduler-file writes: it has no address.")
     return address
 
 
