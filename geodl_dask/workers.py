@@ -17,43 +17,26 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import cloudpickle
 import dask.array as da
 import numpy as np
 from dask.blockwise import Blockwise
-from distributed import Client, Worker, WorkerPlugin, get_worker
+from distributed import Client, get_worker
 
-from .allocator import keep_freed_memory
-from .blocks import HandedOver, Index, NotKeptError, Tally, in_words, write_run
-from .errors import GeodlError, MissingDependencyError, SchedulerLostError, WorkerSetupError
-from .sending import Parcel, pack_parcel, sending
+from .blocks import HandedOver, Index, NotKeptError, Tally, write_run
+from .errors import GeodlError, MissingDependencyError, SchedulerLostError
+from .readiness import GetReady, Preparation, sees, until_ready
+from .sending import pack_parcel, sending
 
 log = logging.getLogger(__name__)
 
-SOON_S = 5.0
-"""A shared folder shows on every machine what was written on one, after as long as that at the most."""
 PATIENCE_S = 10.0
 """So long nobody is told that there are no workers."""
-
-
-class Preparation(Protocol):
-    """What a worker has to do before its first block; picklable."""
-
-    @property
-    def files(self) -> Mapping[str, str]:
-        """What a worker may lack: of each file a name, and its path on the client."""
-        ...
-
-    def prepare(self, fetch: Callable[[], Path]) -> None:
-        """Do it. fetch : gives the folder in which the files are, and has them sent if need be. Runs on workers."""
-        ...
 
 
 @runtime_checkable
@@ -112,9 +95,9 @@ def prepared_workers(client: Client, array: da.Array, folder: Path | None = None
     with _token(folder, name) as token, sending(client, dict(zip(parcels, files, strict=True))):
         crew = Crew(name)
         try:
-            _register(client, _GetReady(name, list(zip(preparations, parcels, strict=True)), token))
-            for address, (host, sees) in _readiness(client, name).items():
-                if not sees:
+            _register(client, GetReady(name, list(zip(preparations, parcels, strict=True)), token))
+            for address, (host, is_seen) in _readiness(client, name).items():
+                if not is_seen:
                     crew.note_blind(address, host)
             yield crew
         finally:
@@ -136,7 +119,7 @@ def _token(folder: Path | None, name: str) -> Iterator[str | None]:
         token.unlink(missing_ok=True)
 
 
-def _register(client: Client, plugin: _GetReady) -> None:
+def _register(client: Client, plugin: GetReady) -> None:
     try:
         client.register_plugin(plugin)
     except OSError as error:  # a worker left meanwhile; those that come get the plugin
@@ -151,52 +134,11 @@ def _register(client: Client, plugin: _GetReady) -> None:
 
 def _readiness(client: Client, name: str) -> dict[str, tuple[str, bool]]:
     """Of each worker its host, and whether it sees the output. Raises what one of them raised."""
-    answers = client.run(_until_ready, name, on_error="return")
+    answers = client.run(until_ready, name, on_error="return")
     for _, answer in sorted(answers.items()):
         if isinstance(answer, GeodlError):
             raise answer
     return {address: answer for address, answer in answers.items() if isinstance(answer, tuple)}
-
-
-async def _until_ready(name: str, dask_worker: Worker) -> tuple[str, bool] | GeodlError | None:
-    """Runs in a worker's event loop, which goes on meanwhile. An error is returned, for Dask logs what is raised."""
-    plugin = dask_worker.plugins.get(name)
-    if not isinstance(plugin, _GetReady):
-        return None
-    try:
-        return socket.gethostname(), await asyncio.wrap_future(plugin.ready)
-    except GeodlError as error:
-        return error
-
-
-class _GetReady(WorkerPlugin):
-    """Prepares the process of a worker, be it there now or come later."""
-
-    def __init__(self, name: str, preparations: list[tuple[Preparation, Parcel]], token: str | None) -> None:
-        self.name = name
-        # Packed: what it takes to load is imported in the thread.
-        self._preparations, self._token = cloudpickle.dumps(preparations), token
-
-    def setup(self, worker: Worker) -> None:
-        """Begin. Runs in the worker's event loop."""
-        self.ready: Future[bool] = Future()
-        """Whether the worker sees the output, once it is ready."""
-        if threading.current_thread() is threading.main_thread():  # in a process of its own, before it has others
-            keep_freed_memory()
-        threading.Thread(target=self._settle, args=(worker,), name="geodl-dask-setup", daemon=True).start()
-
-    def _settle(self, worker: Worker) -> None:
-        try:
-            preparations: list[tuple[Preparation, Parcel]] = cloudpickle.loads(self._preparations)
-            for preparation, parcel in preparations:
-                preparation.prepare(lambda parcel=parcel: parcel.fetch(worker))  # type: ignore[misc]
-            self.ready.set_result(self._token is None or _sees(Path(self._token)))
-        except BaseException as error:  # a model's own code may say sys.exit()
-            missing = MissingDependencyError if isinstance(error, ImportError) else WorkerSetupError
-            kind = type(error) if isinstance(error, GeodlError) else missing
-            cause = str(error) if isinstance(error, GeodlError) else in_words(error)
-            where = f"Worker {worker.name} ({worker.address}) on {socket.gethostname()} cannot begin"
-            self.ready.set_exception(kind(f"{where}: {cause}"))
 
 
 def all_see(client: Client, folder: Path) -> bool:
@@ -209,21 +151,12 @@ def all_see(client: Client, folder: Path) -> bool:
 
 async def _look_for(token: str) -> bool:
     """Runs in a worker's event loop, which goes on meanwhile."""
-    return await asyncio.to_thread(_sees, Path(token))
+    return await asyncio.to_thread(sees, Path(token))
 
 
 def _is_here(client: Client) -> bool:
     """Whether the workers are threads of this process."""
     return bool(client.scheduler_info()["address"].startswith("inproc://"))
-
-
-def _sees(path: Path) -> bool:
-    until = time.monotonic() + SOON_S
-    while not path.exists():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.2)
-    return True
 
 
 @dataclass
@@ -250,7 +183,7 @@ def work(crew: str | None, recipe: bytes, run: list[Index]) -> Report:
     report = Report(worker.address, socket.gethostname())
     plugin = worker.plugins.get(crew) if crew else None
     try:
-        sees_output = plugin.ready.result() if isinstance(plugin, _GetReady) else True
+        sees_output = plugin.ready.result() if isinstance(plugin, GetReady) else True
     except GeodlError as error:
         report.unfit = error
         return report
