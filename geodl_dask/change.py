@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import reduce
 from typing import Any, Literal, Unpack, cast
@@ -19,7 +21,7 @@ from . import __version__
 from .arguments import boolean_argument, parse_arguments
 from .confidence import CONFIDENCE, Confidence, ConfidenceType, plan_confidence, require_confidence_type
 from .definition import load_definition
-from .devices import Processor
+from .devices import Processor, planning_for_others
 from .kernel import Inference, infer_block, infer_windowed_block, model_of_process, wanted_by
 from .prediction import TileSize, plan_prediction, wanted_run
 from .rasters import (
@@ -174,15 +176,26 @@ def _plan(
     """Everything that is decided before a block is computed; loads the model once, to see that it takes the rasters."""
     if confidence is not None:
         require_confidence_type(confidence)
-    loaded = model_of_process(spec, processor)
-    tile, shape_yx = loaded.runner.tile, stack.grid.shape.yx
-    prediction = plan_prediction(loaded, spec, processor, tile_size, stack)
+    with planning_for_others() if _has_workers_elsewhere() else nullcontext():
+        loaded = model_of_process(spec, processor)
+        tile, shape_yx = loaded.runner.tile, stack.grid.shape.yx
+        prediction = plan_prediction(loaded, spec, processor, tile_size, stack)
     return Inference(
         replace(spec, output=loaded.runner.output), processor,
         plan_blocks(shape_yx, tile, chunks, wanted_run(spec, tile, tile_size)),
         prediction,
         _plan_confidence(confidence, spec, loaded.runner),
     )  # fmt: skip
+
+
+def _has_workers_elsewhere() -> bool:
+    """Whether the active Dask client has workers in other processes; without distributed there is no client."""
+    distributed = sys.modules.get("distributed")
+    try:
+        address = distributed.default_client().scheduler.address if distributed else "inproc"
+    except (ValueError, AttributeError):  # no client, or one that is closed
+        return False
+    return not address.startswith("inproc")
 
 
 def _plan_confidence(asked: ConfidenceType | None, spec: RunnerSpec, loaded: Runner) -> Confidence | None:

@@ -99,6 +99,7 @@ def _run(
     from .cluster import check_cluster, local_gpus
     from .cluster_config import GPU_WORKER_THREADS
     from .confidence import layers_of
+    from .devices import planning_for_others
     from .finishing import place_of, result_format
     from .forecast import Room, forecast
     from .shards import Shard
@@ -117,7 +118,10 @@ def _run(
     _require_reportable(performance_report)
     with err.status("Opening the model and the rasters") if not quiet else nullcontext():
         gpus = local_gpus(cluster, processor_type, gpu_id)
-        result = plan(processor=processor_type, **keywords)
+        if cluster.gpus_per_node and processor_type == "auto":
+            processor_type = "gpu"  # a worker that finds none is to say so, and not to take the CPU
+        with nullcontext() if cluster.is_here else planning_for_others():
+            result = plan(processor=processor_type, **keywords)
     _introduce(layers_of(result)[0], quiet=quiet)
     share, form = Shard(*shard) if shard else Shard(), result_format(result, output, **layout)
     kept = kept_blocks(result, output, form, share, same_pixels=same_pixels) if dry_run and goes_on else 0

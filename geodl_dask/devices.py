@@ -6,6 +6,9 @@ import errno
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -29,11 +32,26 @@ class _Bound(NamedTuple):
 
 _bound: _Bound | None = None
 
+_plans_for_others = ContextVar("_plans_for_others", default=False)
+
+
+@contextmanager
+def planning_for_others() -> Iterator[None]:
+    """While the block lasts, a GPU that is asked for need not be here: a model is tried on the CPU where none is.
+
+    On the login node of a cluster there is none; the workers, which do the work, refuse to begin without one.
+    """
+    before = _plans_for_others.set(True)
+    try:
+        yield
+    finally:
+        _plans_for_others.reset(before)
+
 
 def choose_device(processor: Processor = "auto") -> Literal["cpu", "cuda"]:
     """``"cuda"`` (the GPU that this process sees as 0) or ``"cpu"``; ``"auto"`` takes a GPU where there is one.
 
-    Raises DeviceError where a GPU is asked for and none is there.
+    Raises DeviceError where a GPU is asked for and none is there, but for `planning_for_others`.
     """
     if processor not in ("auto", "cpu", "gpu"):
         raise DeviceError(f"processor type is {processor!r}; auto, cpu or gpu is needed.")
@@ -43,7 +61,7 @@ def choose_device(processor: Processor = "auto") -> Literal["cpu", "cuda"]:
 
     if torch.cuda.is_available():
         return "cuda"
-    if processor == "gpu":
+    if processor == "gpu" and not _plans_for_others.get():
         raise DeviceError(
             "A GPU was asked for, and torch sees none in this process. Check nvidia-smi, CUDA_VISIBLE_DEVICES and that "
             "torch is a CUDA build, or ask for the processor type cpu."

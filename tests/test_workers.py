@@ -310,22 +310,16 @@ def test_more_workers_than_gpus_are_refused(temporary):
             store_blocks(blocks_of(ClaimsGpu(temporary)), FolderOfBlocks(temporary))
 
 
-def test_gpu_that_was_asked_for_and_is_not_visible_ends_the_run(tmp_path, pair, models, monkeypatch):
-    change = gd.detect_change(*pair, models["pt"], chunks=24)
-    monkeypatch.setattr("geodl_dask.kernel.choose_device", lambda processor="auto": "cpu")
-    (preparation,) = preparations_of(change.data)
-    asked = kernel.replace(preparation.inference, processor="gpu")
-    monkeypatch.undo()
-
-    class Asking(Noted):
-        def prepare(self, fetch):
-            asked.preparation().prepare(fetch)
-
-    with (
-        processes(1),
-        pytest.raises(DeviceError, match=r"Worker 0 .* cannot begin: A GPU was asked for, and torch sees"),
-    ):
-        store_blocks(blocks_of(Asking(tmp_path)), FolderOfBlocks(tmp_path))
+def test_gpu_that_only_the_workers_can_have_is_planned_for_where_there_is_none(tmp_path, pair, models, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(DeviceError, match="torch sees none"):
+        gd.detect_change(*pair, models["pt"], processor="gpu")
+    with processes(1) as client:
+        client.run(os.environ.__setitem__, "CUDA_VISIBLE_DEVICES", "")
+        change = gd.detect_change(*pair, models["pt"], processor="gpu")
+        with pytest.raises(DeviceError, match=r"Worker 0 .* cannot begin: A GPU was asked for, and torch sees none"):
+            gd.write_zarr(change, tmp_path / "change.zarr")
+    assert not list(tmp_path.glob("change.zarr*"))
 
 
 # Workers that come and go, or fail
