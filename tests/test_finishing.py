@@ -141,6 +141,7 @@ def test_finalize_needs_neither_model_nor_rasters_and_makes_the_same_result(
     joined = finalize(out)
     assert result_of(out) == result_of(alone.path)
     assert (joined.pixels, joined.tiles, joined.empty_tiles) == (alone.pixels, alone.tiles, alone.empty_tiles)
+    assert joined.computed_blocks == alone.computed_blocks  # by which a pyramid is made anew
     ours, theirs = (item_of(each).read_text().replace(each.name, "OUT") for each in (out, alone.path))
     assert without_times(ours) == without_times(theirs)
 
@@ -268,6 +269,7 @@ def test_shards_compute_each_block_once_and_go_on_where_they_were(output, place,
         compute(change, out, (1,), progress=stop_after(2))
     assert "the same command goes on" in stopped.value.__notes__[0]
     kept = set(parts_of(out))
+    assert kept <= set(Shard(1, 3).indices((4, 5)))
     computed.clear()
     compute(change, out, (1, 2, 3))
     assert computed == dict.fromkeys(BLOCKS - kept, 1)
@@ -284,6 +286,7 @@ def test_there_may_be_more_shards_than_blocks(place, models, tmp_path):  # noqa:
 def test_progress_of_a_shard_is_of_its_own_pixels(place, models, tmp_path):  # noqa: F811
     seen = []
     compute(by_files(place, models), tmp_path / "change.tif", (2,), progress=lambda *pixels: seen.append(pixels))
+    assert set(parts_of(tmp_path / "change.tif")) == set(Shard(2, 3).indices((4, 5)))
     total = Shard(2, 3).pixel_count(by_files(place, models).chunks)
     assert seen[-1] == (total, total)
 
