@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from dask.utils import parse_bytes
 
 from . import __version__
 from .cluster_options import cluster_options, take_cluster_config
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from .cluster_config import ClusterConfig
+    from .forecast import Room
     from .outputs import Written
 
 log = logging.getLogger(__name__)
@@ -97,7 +99,6 @@ def _run(
 ) -> None:  # fmt: skip
     """Plan, compute, write, sum up. ``plan`` takes the processor and ``keywords``."""
     from .cluster import check_cluster, local_gpus
-    from .cluster_config import GPU_WORKER_THREADS
     from .confidence import layers_of
     from .devices import planning_for_others
     from .finishing import place_of, result_format
@@ -128,8 +129,7 @@ def _run(
     told = forecast(result, chunks=keywords["chunks"], shard=share, kept=kept)
     say("plan", **asdict(told))
     if dry_run:
-        room = Room.here(len(gpus) or cluster.local_workers, GPU_WORKER_THREADS if gpus else None)
-        print_forecast(told, room, free_bytes=shutil.disk_usage(place_of(output).parent).free)
+        print_forecast(told, _room_of(cluster, gpus), free_bytes=shutil.disk_usage(place_of(output).parent).free)
         say("finished", status=0)
         return
     with _client(cluster, gpus, quiet=quiet) as client, _reported(performance_report):
@@ -142,6 +142,24 @@ def _run(
         print_summary(result, written, seconds)
     elif not quiet:
         print_shard(result, written, share)
+
+
+def _room_of(cluster: ClusterConfig, gpus: tuple[str, ...]) -> Room:
+    """The workers that a run would have; starts none."""
+    from .cluster import connect
+    from .cluster_config import GPU_WORKER_THREADS
+    from .forecast import Room
+
+    if cluster.is_queue:
+        from .job_queue import job_options
+
+        job, processes = job_options(cluster), cluster.processes
+        threads, memory_bytes = max(1, job["cores"] // processes), parse_bytes(job["memory"]) // processes
+        return Room(cluster.worker_range[1], threads, memory_bytes)
+    if not cluster.is_here:
+        with connect(config=cluster) as client:
+            return Room.of_client(client)
+    return Room.here(len(gpus) or cluster.local_workers, GPU_WORKER_THREADS if gpus else None)
 
 
 def _say_started(say: Say) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import rioxarray
+from dask_processes import dask_processes
+from distributed import Client
 from test_cli import check_refusal, detect, inputs, listing, settings_of_the_command_end_with_it  # noqa: F401
 from test_resume import by_files, computed, parts_of, place, stop_after, write  # noqa: F401
 
@@ -127,3 +129,20 @@ def test_room_of_a_client_is_that_of_its_workers():
     with connect() as client:
         room = Room.of_client(client)
     assert (room.workers, room.threads) == (1, Room.here(None).threads)
+
+
+def test_dry_run_names_the_workers_of_a_scheduler(inputs, tmp_path):  # noqa: F811
+    with dask_processes(workers=2) as (address, _), Client(address) as client:
+        client.wait_for_workers(2)
+        told = detect(inputs, tmp_path / "c.zarr", "--dry-run", "--cluster", address)
+    assert re.search(r"Workers +2 with 1 thread\(s\)", told.stdout), told.output
+
+
+def test_dry_run_names_the_workers_that_jobs_would_have(inputs, tmp_path, monkeypatch):  # noqa: F811
+    pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
+    command = tmp_path / "sbatch"  # a stand-in that nothing calls: the command has to be there
+    command.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    asked = "--cluster", "slurm", "--workers", "8", "--gpus-per-node", "4", "--cores", "16", "--memory", "64GB"
+    told = detect(inputs, tmp_path / "c.zarr", "--dry-run", "--processor-type", "cpu", *asked)
+    assert re.search(r"Workers +8 with 3 thread\(s\) and 14\.90 GiB each", told.stdout), told.output
