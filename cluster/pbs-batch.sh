@@ -3,8 +3,8 @@
 #
 #     qsub -v FROM=before.tif,TO=after.tif,OUT=change.zarr,MODEL=model.dlpk cluster/pbs-batch.sh
 #
-# PBS hands no arguments to a script, and a job that submits the next one does not know what was said to qsub before:
-# what your job needs goes into the lines that follow.
+# from the folder that holds cluster/. PBS hands no arguments to a script, and a job that submits the next one does not
+# know what was said to qsub before: what your job needs goes into the lines that follow.
 #
 #PBS -N geodl-dask
 #PBS -l select=2:ncpus=16:ngpus=4:mem=64gb
@@ -41,7 +41,7 @@ cd "$PBS_O_WORKDIR"
 script=${SCRIPT:-$PWD/cluster/pbs-batch.sh} # PBS runs a copy, which other nodes do not have
 set_up
 scheduler_file=$(mktemp "$PWD/.geodl-dask-$PBS_JOBID-XXXX.json") # each start has its own, and all nodes see it
-trap 'rm -f "$scheduler_file"; kill $(jobs -p) 2>/dev/null' EXIT
+trap 'rm -f "$scheduler_file"; kill $(jobs -p) 2>/dev/null || true' EXIT
 
 # Where nodes have several networks, here and for the workers: --interface ib0
 dask scheduler --scheduler-file "$scheduler_file" --port 0 --dashboard-address :0 &

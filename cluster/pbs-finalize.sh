@@ -12,10 +12,11 @@ set -euo pipefail
 # source /path/to/venv/bin/activate
 
 cd "$PBS_O_WORKDIR"
-geodl-dask finalize "$OUT" && exit
-
+status=0
+geodl-dask finalize "$OUT" || status=$?
 rounds=$((${ROUNDS:-10} - 1))     # how often the array is tried at the most
-if [ "$rounds" -eq 0 ]; then exit 1; fi
+if [ "$status" -ne 1 ] || [ "$rounds" -eq 0 ]; then exit "$status"; fi # 1: blocks are missing
+
 words="FROM=$FROM,TO=$TO,OUT=$OUT,MODEL=$MODEL"
 jobs=$(qsub -v "$words" cluster/pbs-array.sh)
 qsub -W "depend=afterany:$jobs" -v "$words,ROUNDS=$rounds" cluster/pbs-finalize.sh

@@ -32,7 +32,7 @@ requeue() {
         status=0
         wait "$client" || status=$?
     fi
-    if [ "$status" -eq 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+    if [ "$status" -eq 143 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
     exit "$status"
 }
 trap requeue USR1

@@ -26,7 +26,7 @@ set -euo pipefail
 export DASK_LOGGING__DISTRIBUTED=warning
 # All nodes see this file. Each start has its own: after a requeue a worker must not look for the scheduler before.
 scheduler_file=$(mktemp "$PWD/.geodl-dask-$SLURM_JOB_ID-XXXX.json")
-trap 'rm -f "$scheduler_file"' EXIT
+trap 'rm -f "$scheduler_file"; kill $(jobs -p) 2>/dev/null || true' EXIT
 
 client=
 requeue() {
@@ -36,7 +36,7 @@ requeue() {
         status=0
         wait "$client" || status=$?
     fi
-    if [ "$status" -eq 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+    if [ "$status" -eq 143 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
     exit "$status"
 }
 trap requeue USR1
@@ -61,8 +61,6 @@ status=0
 wait -n "$client" "$workers" || status=$?
 if kill -0 "$client" 2>/dev/null; then
     echo "All workers have ended, and their messages above say why." >&2
-    kill "$client"
-    wait "$client" || true
     exit 1
 fi
 exit "$status"

@@ -51,6 +51,18 @@ def test_readme_names_every_file_and_no_other():
     assert named == {path.name for path in FOLDER.iterdir() if path.is_file()} - {"README.md"}
 
 
+@pytest.mark.parametrize(("statuses", "tries"), [((1, 0), 2), ((2, 0), 1), ((143, 0), 1), ((1, 1, 1, 0), 3)])
+def test_single_node_tries_again_what_failed_and_no_more(statuses, tries, tmp_path):
+    """The command is a stand-in, which fails when it is told to."""
+    command = tmp_path / "geodl-dask"
+    command.write_text('#!/bin/bash\necho "$@" >>tried\nstatuses=($STATUSES)\nexit ${statuses[$(wc -l <tried) - 1]}\n')
+    command.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PAUSE_S": "0", "STATUSES": " ".join(map(str, statuses))}
+    ended = subprocess.run([FOLDER / "single-node-gpus.sh", "a b.tif"], cwd=tmp_path, env=environment, check=False)
+    assert ended.returncode == statuses[tries - 1]
+    assert (tmp_path / "tried").read_text().splitlines() == ["detect-change a b.tif --resume"] * tries
+
+
 # Kubernetes
 
 
@@ -65,7 +77,7 @@ def test_client_calls_the_cluster_that_the_manifest_makes_and_goes_on():
     assert f"tcp://{cluster['metadata']['name']}-scheduler:8786" in client["args"]
     assert "--resume" in client["args"]
     (worker,) = cluster["spec"]["worker"]["spec"]["containers"]
-    assert worker["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
 def operator_definition() -> Path | None:
@@ -140,7 +152,7 @@ def start_job(script: str, environment: dict[str, str], **more: str) -> subproce
 
 def run_job(script: str, environment: dict[str, str], **more: str) -> subprocess.CompletedProcess:
     running = start_job(script, environment, **more)
-    _, said = running.communicate(timeout=120)
+    _, said = running.communicate(timeout=240)
     return subprocess.CompletedProcess(running.args, running.returncode, stderr=said)
 
 
@@ -169,7 +181,7 @@ def test_pbs_job_whose_time_is_over_submits_the_next_one_which_ends(demo, pbs, t
     assert submitted(pbs) == [f"-v {asked},SCRIPT={script} {script}"]
     with start_job("pbs-batch.sh", pbs, SCRIPT=script) as running:
         devices = devices_of_workers(tmp_path)
-        _, said = running.communicate(timeout=120)
+        _, said = running.communicate(timeout=240)
     assert running.returncode == 0, said
     assert devices == ["GPU-a", "GPU-b"]
     assert len(submitted(pbs)) == 1
