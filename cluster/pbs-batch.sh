@@ -62,7 +62,8 @@ if kill -0 "$client" 2>/dev/null; then
     echo "All workers have ended, and their messages above say why." >&2
     exit 1
 fi
-if [ "$status" -eq 124 ]; then # its time was over: what was finished is kept
-    qsub -v "FROM=$FROM,TO=$TO,OUT=$OUT,MODEL=$MODEL,SCRIPT=$script" "$script"
+rounds=$((${ROUNDS:-100} - 1))    # how many jobs may follow
+if [[ $status =~ ^(124|137)$ ]] && [ "$rounds" -gt 0 ]; then # 124: its time was over; 137: and it hung
+    qsub -v "FROM=$FROM,TO=$TO,OUT=$OUT,MODEL=$MODEL,SCRIPT=$script,ROUNDS=$rounds" "$script"
 fi
 exit "$status"

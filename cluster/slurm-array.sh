@@ -26,17 +26,20 @@ set -euo pipefail
 
 client=
 requeue() {
-    status=143 # of what was stopped before it was done; what was finished is kept
+    status=143 # of what was stopped, and has put away what was finished
     if [ -n "$client" ]; then
-        kill "$client" || true
+        kill "$client" 2>/dev/null || true
         status=0
         wait "$client" || status=$?
     fi
-    if [ "$status" -eq 143 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+    # 137: it hung, and was killed
+    if [[ $status =~ ^(143|137)$ ]] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
     exit "$status"
 }
 trap requeue USR1
 
-geodl-dask detect-change "$@" --shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_MAX" --resume &
+# timeout only kills what hangs when it is stopped: after 90 seconds. 0: it has no time of its own.
+timeout --kill-after=90 0 \
+    geodl-dask detect-change "$@" --shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_MAX" --resume &
 client=$!
 wait "$client"

@@ -29,14 +29,18 @@ scheduler_file=$(mktemp "$PWD/.geodl-dask-$SLURM_JOB_ID-XXXX.json")
 trap 'rm -f "$scheduler_file"; kill $(jobs -p) 2>/dev/null || true' EXIT
 
 client=
-requeue() {
-    status=143 # of what was stopped before it was done; what was finished is kept
+stop() { # the client, which puts away what is finished, and says 143
+    status=143
     if [ -n "$client" ]; then
-        kill "$client" || true
+        kill "$client" 2>/dev/null || true
         status=0
         wait "$client" || status=$?
     fi
-    if [ "$status" -eq 143 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+}
+requeue() {
+    stop
+    # 137: it hung, and was killed
+    if [[ $status =~ ^(143|137)$ ]] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
     exit "$status"
 }
 trap requeue USR1
@@ -54,13 +58,16 @@ srun --cpus-per-task="$SLURM_CPUS_PER_TASK" dask worker --scheduler-file "$sched
     --local-directory "${TMPDIR:-/tmp}" --dashboard-address :0 --death-timeout 300 &
 workers=$!
 
-geodl-dask detect-change "$@" --cluster "$scheduler_file" --resume &
+# timeout only kills what hangs when it is stopped: after 90 seconds. 0: it has no time of its own.
+timeout --kill-after=90 0 \
+    geodl-dask detect-change "$@" --cluster "$scheduler_file" --resume &
 client=$!
 
 status=0
 wait -n "$client" "$workers" || status=$?
 if kill -0 "$client" 2>/dev/null; then
     echo "All workers have ended, and their messages above say why." >&2
+    stop
     exit 1
 fi
 exit "$status"

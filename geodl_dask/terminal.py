@@ -127,14 +127,15 @@ def _notes(error: BaseException) -> list[str]:
 def _stoppable() -> Iterator[None]:
     """Ctrl-C, and what a batch system or a closed terminal sends, end the work with everything put away.
 
-    A second Ctrl-C does not wait for that.
+    A second Ctrl-C does not wait for that. What a batch system sends again, as some do, changes nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, stop_now)
+        for each in heeded:
+            signal.signal(each, stop_now if each == signal.SIGINT else signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
     def stop_now(number: int, frame: Any) -> None:

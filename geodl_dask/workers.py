@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 PATIENCE_S = 10.0
 """So long nobody is told that there are no workers."""
+FORGET_WITHIN_S = 5.0
+"""So long a run that ends waits for its workers to forget it: a stopped one has little time."""
 
 
 @runtime_checkable
@@ -101,8 +103,8 @@ def prepared_workers(client: Client, array: da.Array, folder: Path | None = None
                     crew.note_blind(address, host)
             yield crew
         finally:
-            with suppress(Exception):  # the scheduler may be lost, or closed
-                client.unregister_worker_plugin(name)
+            with suppress(Exception):  # the scheduler may be lost, or closed, or a worker never answer
+                client.sync(client._unregister_worker_plugin, name, callback_timeout=FORGET_WITHIN_S)
 
 
 @contextmanager

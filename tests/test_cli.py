@@ -314,6 +314,17 @@ def test_second_interrupt_does_not_wait(workers, inputs, tmp_path, heeding_inter
     assert not (tmp_path / "change.tif").exists()
 
 
+def test_signal_of_a_batch_system_that_comes_again_and_again_is_heeded_once(inputs, tmp_path, heeding_interrupts):
+    out = tmp_path / "change.tif"
+    running = start_and_wait_for_blocks(out, inputs, "--workers", "2")
+    while running.poll() is None:
+        running.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
+    kept = f"What is finished is kept in {out}.partial; --resume (resume=True) goes on with it."
+    assert (running.returncode, running.stderr.read().splitlines()) == (143, [f"Stopped by SIGTERM. {kept}"])
+    assert "owner" not in [path.name for path in Path(f"{out}.partial").iterdir()]
+
+
 def test_nohup_is_respected(inputs, tmp_path, heeding_interrupts):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

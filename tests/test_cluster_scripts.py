@@ -178,7 +178,7 @@ def test_pbs_job_whose_time_is_over_submits_the_next_one_which_ends(demo, pbs, t
     stopped = run_job("pbs-batch.sh", pbs, SCRIPT=script, STOP_AFTER="2s")
     assert stopped.returncode == 124, stopped.stderr
     asked = ",".join(f"{name}={pbs[name]}" for name in ("FROM", "TO", "OUT", "MODEL"))
-    assert submitted(pbs) == [f"-v {asked},SCRIPT={script} {script}"]
+    assert submitted(pbs) == [f"-v {asked},SCRIPT={script},ROUNDS=99 {script}"]
     with start_job("pbs-batch.sh", pbs, SCRIPT=script) as running:
         devices = devices_of_workers(tmp_path)
         _, said = running.communicate(timeout=240)

@@ -28,8 +28,8 @@ pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"No Slurm here: 
 
 SCRIPTS = Path(__file__).parent.parent / "cluster"
 SMALL = "--cpus-per-task=1", "--mem-per-cpu=1500M"
-BLOCKS = 96
-"""Of 128 pixels; some of them are left to do whenever we have seen ten."""
+BLOCKS = 48
+"""Some of them are left to do whenever we have seen ten."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -166,6 +166,7 @@ def test_workers_that_are_jobs_have_a_gpu_each_and_one_may_be_lost(demo, local, 
     with subprocess.Popen([*command, *wanted], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
         try:
             wait_until(lambda: running.poll() is not None or len(parts_of(out)) > 9)
+            assert running.poll() is None, running.stderr.read()
             workers = workers_of_jobs()
             assert sorted(workers.values()) == ["0", "1"]
             subprocess.run(["scancel", min(workers)], check=True)
