@@ -21,7 +21,7 @@ def dask_processes(workers: int = 1) -> Iterator[tuple[str, psutil.Process]]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         told = Path(folder, "scheduler.json")
         scheduler = _start(stack, "dask_scheduler", "--scheduler-file", str(told), "--port", "0", "--host", "127.0.0.1")
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while not told.exists():
             assert time.monotonic() < until
             time.sleep(0.05)

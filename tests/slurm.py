@@ -71,7 +71,7 @@ def slurm(gpus: int = 2) -> Iterator[Path]:
         _wait_for(folder / "munge.socket")
         _start(stack, environment, folder, "slurmctld", "-D", "-f", str(configuration))
         _start(stack, environment, folder, "slurmd", "-D", "-f", str(configuration))
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while "idle" not in _output_of(["sinfo", "--noheader", "--format", "%T"], environment):
             assert time.monotonic() < until, _logs(folder)
             time.sleep(0.2)
@@ -139,13 +139,13 @@ def _end(running: subprocess.Popen) -> None:
 
 def _end_jobs(environment: dict[str, str]) -> None:
     subprocess.run(["scancel", "--user", "root"], env=environment, check=False)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 180
     while _output_of(["squeue", "--noheader"], environment) and time.monotonic() < until:
         time.sleep(0.2)
 
 
 def _wait_for(path: Path) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 180
     while not path.exists():
         assert time.monotonic() < until, _logs(path.parent)
         time.sleep(0.05)

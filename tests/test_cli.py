@@ -100,7 +100,7 @@ def detect(inputs, output, *options, from_raster="from", to_raster="to", model="
 
 
 def run_command(*words: str, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([COMMAND, *words], capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run([COMMAND, *words], capture_output=True, text=True, timeout=180, **options)
 
 
 def listing(folder: str | Path) -> dict[str, int]:
@@ -271,7 +271,7 @@ def start_and_wait_for_blocks(output: Path, inputs, *options: str) -> subprocess
         [COMMAND, "detect-change", *words, "--quiet"], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     kept = {".tif": "*.partial/*/*.tif", ".zarr": "*.partial/*/*/change/c/*/*[0-9]"}[output.suffix]
-    until = time.monotonic() + 30
+    until = time.monotonic() + 180
     while not any(output.parent.glob(kept)):
         assert running.poll() is None, running.stderr.read()
         assert time.monotonic() < until
@@ -292,7 +292,7 @@ def test_stop_ends_in_one_line_and_keeps_what_is_finished(
         os.killpg(running.pid, number)  # as a terminal does, worker processes too
     else:
         running.send_signal(number)
-    _, stderr = running.communicate(timeout=30)
+    _, stderr = running.communicate(timeout=180)
     assert running.returncode == 128 + number
     partial = tmp_path / f"{output}.partial"
     kept = f"What is finished is kept in {partial}; --resume (resume=True) goes on with it."
@@ -307,7 +307,7 @@ def test_second_interrupt_does_not_wait(workers, inputs, tmp_path, heeding_inter
     os.killpg(running.pid, signal.SIGINT)
     time.sleep(0.2)
     os.killpg(running.pid, signal.SIGINT)
-    _, stderr = running.communicate(timeout=10)
+    _, stderr = running.communicate(timeout=180)
     assert running.returncode in (130, -signal.SIGINT)  # which Python itself takes up at its very end
     assert "Traceback" not in stderr
     assert "Stopped" in stderr
@@ -335,7 +335,7 @@ def test_nohup_is_respected(inputs, tmp_path, heeding_interrupts):
     with pytest.raises(subprocess.TimeoutExpired):
         running.wait(timeout=2)
     running.terminate()
-    assert running.communicate(timeout=60)[1].startswith("Stopped by SIGTERM")
+    assert running.communicate(timeout=180)[1].startswith("Stopped by SIGTERM")
 
 
 # Done: status 0
@@ -454,7 +454,7 @@ def test_terminal_shows_progress_with_rate_and_a_pipe_beside_it_stays_plain(inpu
     shown = b""
     while chunk := read_terminal(ours):
         shown += chunk
-    stdout, _ = running.communicate(timeout=30)
+    stdout, _ = running.communicate(timeout=180)
     os.close(ours)
     assert running.returncode == 0, shown
     assert ESCAPE.encode() in shown

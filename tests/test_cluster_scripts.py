@@ -158,13 +158,13 @@ def run_job(script: str, environment: dict[str, str], **more: str) -> subprocess
 
 def devices_of_workers(folder: Path) -> list[str]:
     """The GPU that each of the two workers sees."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while not any(each.stat().st_size for each in folder.glob(".geodl-dask-*.json")):
         assert time.monotonic() < until
         time.sleep(0.1)
     (scheduler_file,) = folder.glob(".geodl-dask-*.json")
     with Client(scheduler_file=str(scheduler_file)) as client:
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=180)
         return sorted(client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"]).values())
 
 

@@ -457,7 +457,7 @@ def test_scheduler_that_dies_ends_the_run(store, values, stands):
         return block
 
     with dask_processes() as (address, scheduler), Client(address) as client:
-        client.wait_for_workers(1, timeout=60)
+        client.wait_for_workers(1, timeout=180)
         build = alone if stands else joined
         with pytest.raises(SchedulerLostError, match=f"The Dask scheduler at {address} was lost"):
             store_blocks(build(values, slowly), store, lambda *pixels: scheduler.kill())

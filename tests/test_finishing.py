@@ -71,7 +71,7 @@ def test_shards_that_begin_at_once_and_of_which_one_is_killed_and_begun_again_ma
 ):  # fmt: skip
     out = tmp_path / output
     running = {number: start(large, out, "--shard", f"{number}/4") for number in (1, 2, 3)}  # 4 has not begun
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     own = set(Shard(2, 4).indices((12, 16)))
     while not own & set(parts_of(out)):
         assert time.monotonic() < until and running[2].poll() is None, running[2].communicate()

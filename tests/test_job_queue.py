@@ -257,7 +257,7 @@ def wait_until(is_so, seconds: float = 60) -> None:
 
 def test_jobs_compute_and_end_with_the_client(local_jobs):
     with gd.connect(config=local_jobs, workers=2) as client:
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=180)
         processes = client.run(os.getpid)
         assert len(set(processes.values()) - {os.getpid()}) == 2
         assert client.submit(sum, [1, 2]).result() == 3
@@ -273,10 +273,10 @@ def test_job_whose_workers_have_left_is_submitted_again_and_once(gpus, local_job
     options = {**local_jobs, "walltime": "00:00:10", **({"gpus_per_node": gpus} if gpus else {})}
     with gd.connect(config=options) as client:
         count = gpus or 1
-        client.wait_for_workers(count, timeout=60)
+        client.wait_for_workers(count, timeout=180)
         before, jobs = names_and_addresses(client), job_queue.jobs_of(client)
         wait_until(lambda: not names_and_addresses(client))
-        client.wait_for_workers(count, timeout=60)
+        client.wait_for_workers(count, timeout=180)
         after = names_and_addresses(client)
         assert set(after) == set(before)
         assert not set(after.values()) & set(before.values())
@@ -289,7 +289,7 @@ def test_job_whose_workers_have_left_is_submitted_again_and_once(gpus, local_job
 
 def test_worker_process_that_dies_is_not_a_job_that_has_ended(local_jobs):
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "15s"}), gd.connect(config=local_jobs) as client:
-        client.wait_for_workers(1, timeout=60)
+        client.wait_for_workers(1, timeout=180)
         jobs, (pid,) = job_queue.jobs_of(client), client.run(os.getpid).values()
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: pid not in client.run(os.getpid, on_error="ignore").values() and client.nthreads())
@@ -298,7 +298,7 @@ def test_worker_process_that_dies_is_not_a_job_that_has_ended(local_jobs):
 
 def test_range_of_workers_follows_the_work(local_jobs):
     with gd.connect(config=local_jobs, workers=(1, 2)) as client:
-        client.wait_for_workers(1, timeout=60)
+        client.wait_for_workers(1, timeout=180)
         assert len(names_and_addresses(client)) == 1
         futures = client.map(time.sleep, [3] * 12, pure=False)
         wait_until(lambda: len(names_and_addresses(client)) == 2)
@@ -371,6 +371,6 @@ def test_command_that_is_stopped_while_its_jobs_wait_cancels_them(number, models
     job = re.search(r"squeue --jobs=(\d+)", said)[1]
     assert state_of(job) == "PENDING"
     running.send_signal(number)
-    running.communicate(timeout=60)
+    running.communicate(timeout=180)
     assert running.returncode == 128 + number
     assert state_of(job) == ""

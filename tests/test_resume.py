@@ -538,7 +538,7 @@ def start(words: dict[str, str], out: Path, *options: str) -> subprocess.Popen:
 
 
 def wait_for_blocks(running: subprocess.Popen, out: Path, blocks: int) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while len(parts_of(out)) < blocks:
         assert running.poll() is None, running.stderr.read()
         assert time.monotonic() < until
@@ -549,8 +549,8 @@ def end(running: subprocess.Popen, number: int) -> str:
     """Signal the command alone, and wait until all that it started is gone."""
     others = psutil.Process(running.pid).children(recursive=True)
     running.send_signal(number)
-    _, stderr = running.communicate(timeout=60)
-    _, alive = psutil.wait_procs(others, timeout=60)
+    _, stderr = running.communicate(timeout=180)
+    _, alive = psutil.wait_procs(others, timeout=180)
     assert not alive
     return stderr
 

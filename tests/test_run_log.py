@@ -113,7 +113,7 @@ def test_mistake_of_ours_is_told_too(inputs, tmp_path, log, monkeypatch):  # noq
 def test_signal_is_told(inputs, tmp_path, log, heeding_interrupts):  # noqa: F811
     running = start_and_wait_for_blocks(tmp_path / "change.tif", inputs, "--log-json", str(log))
     running.send_signal(signal.SIGTERM)
-    running.communicate(timeout=60)
+    running.communicate(timeout=180)
     last = lines_of(log)[-1]
     assert (last["event"], last["signal"], last["status"]) == ("stopped", "SIGTERM", 143)
     assert "--resume" in last["message"]

@@ -97,7 +97,7 @@ def test_workers_that_have_neither_model_nor_output_do_the_same(output, place, s
         far.hide(place / "model", place / "out")
         address = scheduler.scheduler.address
         with far.worker(address, nannies=2, GEODL_DASK_CACHE=str(place / "far-cache")):
-            scheduler.wait_for_workers(2, timeout=60)
+            scheduler.wait_for_workers(2, timeout=180)
             written = write(change_of(place), place / "out" / output)
     assert written.computed_blocks == 20
     assert result_of(place / "out" / output) == expected
@@ -127,7 +127,7 @@ def test_model_that_is_in_the_nodes_cache_is_not_sent_again_and_late_workers_get
         far.hide(place / "model")
         address, cache = scheduler.scheduler.address, str(place / "far-cache")
         with far.worker(address, GEODL_DASK_CACHE=cache):
-            scheduler.wait_for_workers(1, timeout=60)
+            scheduler.wait_for_workers(1, timeout=180)
             write(change_of(place), place / "out" / "first.tif")
             assert caplog.text.count("have no files of the model") == 1
             write(change_of(place), place / "out" / "again.tif")
@@ -157,7 +157,7 @@ def test_interrupted_run_goes_on_with_workers_that_do_not_see_what_is_kept(outpu
     with other_host("far") as far:
         far.hide(place / "out")
         with far.worker(scheduler.scheduler.address):
-            scheduler.wait_for_workers(1, timeout=60)
+            scheduler.wait_for_workers(1, timeout=180)
             with pytest.raises(KeyboardInterrupt):
                 write(change_of(place), place / "out" / output, progress=stop)
             kept = len(parts_of(place / "out" / output))
@@ -185,7 +185,7 @@ def test_package_with_code_reaches_workers_where_it_was_trusted(place, scheduler
     with other_host("far") as far:
         far.hide(place / "model", Path(os.environ["GEODL_DASK_CACHE"]))
         with far.worker(scheduler.scheduler.address, GEODL_DASK_CACHE=str(place / "far-cache")):
-            scheduler.wait_for_workers(1, timeout=60)
+            scheduler.wait_for_workers(1, timeout=180)
             write(change_of(place, **options), place / "out" / "change.zarr")
     (kept,) = (place / "far-cache" / "models").glob("*/content")
     assert {path.name for path in kept.rglob("*.*")} >= {"Function.py", "beside.py", "limit.json", "weights.bin"}
@@ -225,7 +225,7 @@ def test_raster_that_a_worker_cannot_read_is_named_with_the_machine(place, sched
     with other_host("far") as far:
         far.hide(place / "in")
         with far.worker(scheduler.scheduler.address):
-            scheduler.wait_for_workers(1, timeout=60)
+            scheduler.wait_for_workers(1, timeout=180)
             with pytest.raises(BlockFailedError, match=r"RasterReadError: .*from.tif.*\(on far\)"):
                 write(change_of(place), place / "out" / "change.tif")
 

@@ -460,7 +460,7 @@ def test_workers_without_this_package_are_told_so(tmp_path):
         words = [sys.executable, "-c", start, client.scheduler.address, "--no-nanny", "--dashboard-address", ":0"]
         worker = subprocess.Popen(words, stderr=subprocess.DEVNULL)
         try:
-            client.wait_for_workers(1, timeout=60)
+            client.wait_for_workers(1, timeout=180)
             with pytest.raises(MissingDependencyError, match=r"The workers' Python lacks .* Install geodl_dask there"):
                 store_blocks(array_of(values, 4), FolderOfBlocks(tmp_path), folder=tmp_path)
         finally:
