@@ -320,7 +320,7 @@ def test_signal_of_a_batch_system_that_comes_again_and_again_is_heeded_once(inpu
     while running.poll() is None:
         running.send_signal(signal.SIGTERM)
         time.sleep(0.02)
-    _, stderr = running.communicate(timeout=30)
+    _, stderr = running.communicate(timeout=180)
     kept = f"What is finished is kept in {out}.partial; --resume (resume=True) goes on with it."
     assert (running.returncode, stderr.splitlines()) == (143, [f"Stopped by SIGTERM. {kept}"])
     assert "owner" not in [path.name for path in Path(f"{out}.partial").iterdir()]
