@@ -162,7 +162,8 @@ def test_job_array_whose_job_was_requeued_makes_the_same_result(demo, local, tmp
 def test_workers_that_are_jobs_have_a_gpu_each_and_one_may_be_lost(demo, local, tmp_path):
     out = tmp_path / "change.zarr"
     command = [Path(sys.executable).with_name("geodl-dask"), "detect-change", *words_of(demo, out)]
-    wanted = ["--cluster", "slurm", "--workers", "2", "--gpus-per-node", "1", "--cores", "1", "--memory", "1500MB", "--processor-type", "cpu"]
+    wanted = ["--cluster", "slurm", "--workers", "2", "--gpus-per-node", "1", "--cores", "1", "--memory", "1500MB"]
+    wanted += ["--processor-type", "cpu"]  # the GPUs are none
     with subprocess.Popen([*command, *wanted], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
         try:
             wait_until(lambda: running.poll() is not None or len(parts_of(out)) > 9)
