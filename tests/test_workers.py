@@ -405,7 +405,10 @@ def test_workers_that_retire_come_and_are_killed_leave_no_gap(tmp_path):
             for number in range(4):
                 if ended.wait(0.7):
                     return
-                victim = sorted(client.nthreads())[0]
+                alive = sorted(client.nthreads())
+                if not alive:  # for the moment
+                    continue
+                victim = alive[0]
                 if number % 2:
                     os.kill(client.run(os.getpid, workers=[victim])[victim], signal.SIGKILL)
                 else:
