@@ -28,6 +28,8 @@ set_up() { # what each node needs, because neither qsub nor pbsdsh hands on your
 
 if [ "${1:-}" = workers ]; then # started on each node by pbsdsh below
     set_up
+    trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+    trap 'exit 143' TERM
     IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((workers - 1)))}"
     for gpu in "${gpus[@]:0:workers}"; do
         CUDA_VISIBLE_DEVICES=$gpu dask worker --scheduler-file "$2" --nthreads "$threads" --memory-limit "$memory" \

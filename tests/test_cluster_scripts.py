@@ -119,7 +119,7 @@ def _without_unknown_names(schema):
 PBS_COMMANDS = {
     "qsub": 'echo "$@" >>"$PBS_O_WORKDIR/qsub.log"; echo "2[].here"',
     # One node, which gets nothing of the job's environment but its GPUs, by their full names.
-    "pbsdsh": 'shift; env -i PATH="$PATH" PYTHONPATH="$PYTHONPATH" CUDA_VISIBLE_DEVICES=GPU-a,GPU-b "$@"',
+    "pbsdsh": 'shift; exec env -i PATH="$PATH" PYTHONPATH="$PYTHONPATH" CUDA_VISIBLE_DEVICES=GPU-a,GPU-b "$@"',
 }
 
 
