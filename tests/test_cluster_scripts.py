@@ -173,9 +173,6 @@ def submitted(environment: dict[str, str]) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
-@pytest.mark.skipif(
-    os.environ.get("GEODL_LONG") != "1", reason="its seconds are too short for a busy machine: GEODL_LONG=1 runs it"
-)
 def test_pbs_job_whose_time_is_over_submits_the_next_one_which_ends(demo, pbs, tmp_path):
     script = str(FOLDER / "pbs-batch.sh")
     stopped = run_job("pbs-batch.sh", pbs, SCRIPT=script, STOP_AFTER="2s")

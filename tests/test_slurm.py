@@ -126,9 +126,6 @@ def test_batch_job_goes_on_after_its_time_was_over(demo, local, tmp_path, monkey
     assert not list(tmp_path.glob(".geodl-dask-*.json"))
 
 
-@pytest.mark.skipif(
-    os.environ.get("GEODL_LONG") != "1", reason="its seconds are too short for a busy machine: GEODL_LONG=1 runs it"
-)
 def test_batch_job_that_is_cancelled_does_not_come_back_and_keeps_what_is_finished(demo, tmp_path):
     out = tmp_path / "change.tif"
     job = submit("--ntasks=1", *SMALL, str(SCRIPTS / "slurm-batch.sh"), *words_of(demo, out), folder=tmp_path)
