@@ -92,8 +92,9 @@ def _set_up_logging(verbose: int) -> None:
     if not dask.config.get("logging", None):  # distributed reads it when it is imported, which is later
         # It shouts of each failed attempt and each cancelled task, of which our own message is the sum.
         spoken = ("critical", "warning", "info")[min(verbose, 2)]
-        # Tornado would print the traceback of an interrupt.
-        dask.config.set({"logging": {"distributed": spoken, "tornado": "critical", "tornado.application": "critical"}})
+        # Tornado would print the traceback of an interrupt, and asyncio that of a connection which was cut by one.
+        silent = dict.fromkeys(("tornado", "tornado.application", "asyncio"), "critical")
+        dask.config.set({"logging": {"distributed": spoken, **silent}})
         os.environ["DASK_LOGGING__DISTRIBUTED"] = spoken  # for worker processes
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import dask
 import psutil
 import pytest
 from click.testing import CliRunner
+from slurm import obstacle, slurm
 
 import geodl_dask as gd
 from geodl_dask import job_queue
@@ -312,11 +312,16 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def is_slurm_there() -> bool:
-    return bool(shutil.which("sinfo")) and subprocess.run(["sinfo"], capture_output=True).returncode == 0
+@pytest.fixture(scope="module")
+def a_slurm():
+    if why := obstacle():
+        pytest.skip(f"No Slurm here: {why}")
+    with slurm() as configuration, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(configuration))
+        yield
 
 
-needs_slurm = pytest.mark.skipif(not is_slurm_there(), reason="no Slurm answers here (sinfo)")
+needs_slurm = pytest.mark.usefixtures("a_slurm")
 
 
 def state_of(job: str) -> str:
