@@ -75,7 +75,7 @@ def test_package_says_what_the_network_answered(pack, network_file, toy_network)
     with torch.inference_mode():
         scores = toy_network(torch.from_numpy(np.concatenate(noise.astype(np.uint8), axis=1)).float())
     assert (packed.input_shape, packed.answer_shape) == ((1, 6, 16, 16), (1, 2, 16, 16))
-    assert packed.answer_range == pytest.approx((scores.min(), scores.max()), abs=1e-4)
+    assert packed.answer_range == pytest.approx((float(scores.min()), float(scores.max())), abs=1e-4)
     assert (packed.output, packed.was_said) == ("logits", False)
     seen = {each.value: share for each, share in packed.classes_seen.items()}
     assert seen[7] == pytest.approx(float((scores[:, 1] > scores[:, 0]).float().mean()), abs=0.01)
@@ -184,6 +184,11 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left(pack, tmp_path, said, 
     with pytest.raises(error, match=message):
         pack(**said)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_misspelt_keyword_is_an_error(pack):
+    with pytest.raises(TypeError, match="treshold is not known; known are classes,"):
+        pack(treshold=0.3)
 
 
 def test_url_is_no_place_for_a_package(network_file):

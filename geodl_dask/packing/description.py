@@ -75,8 +75,10 @@ def describe(
 ) -> dict[str, Any]:
     """The keys of a definition: those of the file or mapping ``definition``, and what is ``said`` besides, which wins.
 
-    Raises ModelDefinitionError for what cannot be read, is misspelt, or is missing.
+    Raises ModelDefinitionError for what cannot be read, is misspelt, or is missing; TypeError for an unknown keyword.
     """
+    if unknown := said.keys() - Description.__annotations__.keys():
+        raise TypeError(f"{', '.join(unknown)} is not known; known are {', '.join(Description.__annotations__)}.")
     keys = {} if definition is None else _read(definition)
     if _CLASS_INFORMATION in keys:
         keys = _from_class_information(keys)

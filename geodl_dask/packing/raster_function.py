@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -196,7 +197,9 @@ class _TorchNetwork:
         self._device = torch.device("cpu" if on_cpu else "cuda:%d" % max(device, 0))
         self.batch_size = None
         if not path.lower().endswith(".pt2"):
-            self._module: Any = torch.jit.load(path, map_location=self._device).eval()
+            with warnings.catch_warnings():  # of TorchScript's age
+                warnings.simplefilter("ignore")
+                self._module: Any = torch.jit.load(path, map_location=self._device).eval()
             return
         program = torch.export.load(path)
         first = program.graph_signature.user_inputs[0]
