@@ -69,7 +69,7 @@ class _Numbers(click.ParamType[Any]):
 @click.option("--pixel-type", metavar="TYPE", default="uint8", show_default=True, help="Of the rasters, for the noise.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.dlpk once the new one is whole.")
 @click.option("-q", "--quiet", is_flag=True, help="No summary.")
-def pack_model_command(model_file: str, output: str, meaning: str | None, quiet: bool, **options: Any) -> None:
+def pack_model_command(model_file: str, output: str, meaning: Any, quiet: bool, **options: Any) -> None:
     """Put the network in MODEL_FILE (.pt2, .pt or .onnx) into a deep learning package, and try it on noise."""
     with manners(0):
         from .packing import pack_model

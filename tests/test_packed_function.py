@@ -30,12 +30,12 @@ THREE = [*CLASSES, {"Value": 300, "Name": "Else", "Color": [0, 0, 200]}]
 class Answer(torch.nn.Module):
     """What a function says of the toy network's scores."""
 
-    def __init__(self, answer, classes=2, bands=6) -> None:
+    def __init__(self, answer, classes=2, scale=1, shift=0) -> None:
         super().__init__()
-        self.toy, self.answer = ToyNetwork(bands, classes), answer
+        self.toy, self.answer, self.scale, self.shift = ToyNetwork(6, classes), answer, scale, shift
 
     def forward(self, stack: torch.Tensor) -> torch.Tensor:
-        return self.answer(self.toy(stack))
+        return self.answer(self.toy(stack * self.scale + self.shift))
 
 
 class Pair(Answer):
@@ -61,6 +61,8 @@ CASES = {
     "bands in another order": (lambda s: s, {"bands": [2, 1, 0, 5, 4, 3]}),
     "tiles that are no squares": (lambda s: s, {"tile_size": (16, 24)}),
 }
+RANGES = {"mean and std": (40, 110), "minimum and maximum": (255, 0), "a data range": (255, 0)}
+"""Scale and shift from what the network is given to the bytes that the toy network takes."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def packages(tmp_path_factory):
         if name not in done:
             answer, said = CASES[name]
             said = {"classes": CLASSES, "bands": 3, "tile_size": 16, "padding": 4, **said}
-            module = Answer(answer, len(said["classes"]) if len(said["classes"]) > 2 else 2)
+            module = Answer(answer, max(2, len(said["classes"])), *RANGES.get(name, ()))
             path = folder / f"{len(done)}.dlpk"
             done[name] = gd.pack_model(module, path, exporter="torch.jit", **said).path
         return done[name]

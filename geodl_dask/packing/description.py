@@ -149,7 +149,7 @@ def _said_keys(said: Description, rasters: int) -> dict[str, Any]:
 
 def _said_options(said: Description) -> dict[str, Any]:
     """What is said that stands in the ``GeodlDask`` object."""
-    words = {key: said.get(key) for key in ("input", "output", "threshold")}
+    words: dict[str, Any] = {key: said.get(key) for key in ("input", "output", "threshold")}
     numbers = {key: _listed(said.get(key)) for key in ("mean", "std", "minimum", "maximum")}
     options = {key: value for key, value in (words | numbers).items() if value is not None}
     low, high = options.pop("minimum", None), options.pop("maximum", None)
