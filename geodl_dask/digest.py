@@ -26,7 +26,7 @@ def digest_model(keys: str, weights: str | None, function: str | None, more: Seq
     total = hashlib.sha256(keys.encode())
     for path in (weights, function, *more):
         total.update(digest_file(path) if path is not None and is_file(path) else b"absent")
-    for parent, names in ((weights, onnx_data(weights)), (function, _code_beside(function))):
+    for parent, names in ((weights, _onnx_data(weights)), (function, _code_beside(function))):
         for name in names:
             total.update(name.encode("utf-8", "surrogateescape") + digest_file(f"{Path(parent or '').parent}/{name}"))
     return total.hexdigest()
@@ -61,7 +61,7 @@ def _code_beside(function: str | None) -> list[str]:
     return found[:MOST_CODE_FILES]
 
 
-def onnx_data(weights: str | None) -> list[str]:
+def _onnx_data(weights: str | None) -> list[str]:
     """Files beside an ONNX model that hold its tensors (``location`` of a TensorProto's external_data)."""
     if (
         weights is None

@@ -39,15 +39,26 @@ def sections_of_errors() -> dict[str, str]:
     return {name: text for names, text in named for name in names}
 
 
-def calls_of_errors():
-    """Each place in the code that makes an error of a message: (name, message as a pattern)."""
-    for file in sorted((REPOSITORY / "geodl_dask").rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS and node.args:
-                parts = node.args[0].values if isinstance(node.args[0], ast.JoinedStr) else [node.args[0]]
-                texts = [each.value if isinstance(each, ast.Constant) else None for each in parts]
-                if sum(len(text) for text in texts if isinstance(text, str)) >= 12:  # others would match anything
-                    yield node.func.id, "".join(".*" if text is None else re.escape(text) for text in texts)
+def pattern_of(text: ast.expr) -> str:
+    """What a text of the code, perhaps an f-string, may become; nothing where it says too little to be known by."""
+    parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+    said = [each.value if isinstance(each, ast.Constant) and isinstance(each.value, str) else None for each in parts]
+    is_telling = sum(len(each) for each in said if each) >= 12
+    return "".join(".*" if each is None else re.escape(each) for each in said) if is_telling else ""
+
+
+def messages_of(error: str) -> list[str]:
+    """Patterns of the messages that the code makes ``error`` of; by a variable, of all texts of that file."""
+    called, beside = [], []
+    for file in (REPOSITORY / "geodl_dask").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        calls = [each for each in nodes if isinstance(each, ast.Call) and each.args and isinstance(each.func, ast.Name)]
+        called += [pattern_of(each.args[0]) for each in calls if each.func.id == error]
+        if any(isinstance(each, ast.Name) and each.id == error for each in nodes):
+            beside += [
+                pattern_of(each) + ": .*" for each in nodes if isinstance(each, ast.JoinedStr) and pattern_of(each)
+            ]
+    return list(filter(None, called)) or beside
 
 
 def test_every_error_has_its_section_and_the_page_names_no_other():
@@ -56,7 +67,7 @@ def test_every_error_has_its_section_and_the_page_names_no_other():
 
 @pytest.mark.parametrize("name", sorted(ERRORS - {"GeodlError"}))
 def test_messages_that_the_page_shows_are_messages_of_that_error(name):
-    patterns = [pattern for each, pattern in calls_of_errors() if each == name]
+    patterns = messages_of(name)
     shown = re.findall(r"^> (.*)$", sections_of_errors()[name], re.MULTILINE)
     assert shown
     for message in shown:

@@ -32,7 +32,7 @@ from ..classes import ModelClass
 from ..confidence import TOLERANCE
 from ..decision import decide
 from ..definition import IS_URL, ModelDefinition, load_definition
-from ..digest import onnx_data
+from ..digest import files_beside
 from ..errors import BandCountError, InferenceError, ModelDefinitionError, ModelFileError, OutputError, RequestError
 from ..outputs import check_output, publish
 from ..runners import OWN_FUNCTION, Batch, Runner, RunnerSpec, choose_kind, load_runner
@@ -184,10 +184,11 @@ def _settled(keys: dict[str, Any], file: Path, rasters: Literal[1, 2], pixel_typ
 def _members(keys: dict[str, Any], file: Path, stem: str) -> dict[str, bytes | Path]:
     """Names in the archive, all at its root, and what they hold."""
     function = Path(__file__).with_name("raster_function.py")
+    beside = [Path(each) for each in files_beside(str(file), None)]
     return {
         f"{stem}.emd": (json.dumps(keys, indent=2) + "\n").encode(),
         file.name: file,
-        **{name: file.parent / name for name in onnx_data(str(file))},
+        **{each.relative_to(file.parent).as_posix(): each for each in beside},
         OWN_FUNCTION: function.read_bytes(),
     }
 
