@@ -20,6 +20,7 @@ _HOMES = {
     "finalize": ".finishing",
     "load_definition": ".definition",
     "model_info": ".inspection",
+    "pack_model": ".packing",
     "write_cog": ".cog",
     "write_zarr": ".zarr_store",
 }
@@ -34,6 +35,7 @@ __all__ = [
     "finalize",
     "load_definition",
     "model_info",
+    "pack_model",
     "write_cog",
     "write_zarr",
 ]
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from .errors import GeodlError
     from .finishing import finalize
     from .inspection import model_info
+    from .packing import pack_model
     from .zarr_store import write_zarr
 
 
