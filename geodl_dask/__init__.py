@@ -21,6 +21,7 @@ _HOMES = {
     "load_definition": ".definition",
     "model_info": ".inspection",
     "write_cog": ".cog",
+    "write_report": ".html_report",
     "write_zarr": ".zarr_store",
 }
 
@@ -35,6 +36,7 @@ __all__ = [
     "load_definition",
     "model_info",
     "write_cog",
+    "write_report",
     "write_zarr",
 ]
 
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from .ecd import deep_learning_model_to_ecd
     from .errors import GeodlError
     from .finishing import finalize
+    from .html_report import write_report
     from .inspection import model_info
     from .zarr_store import write_zarr
 

@@ -282,6 +282,32 @@ def model_to_ecd_command(
         )
 
 
+@cli.command("report")
+@click.argument("result", metavar="RESULT")
+@click.argument("output", metavar="[OUT.html]", required=False)
+@click.option("--from-raster", metavar="RASTER", help="The earlier image, if it is not where the result's record says.")
+@click.option("--to-raster", metavar="RASTER", help="The later image, likewise.")
+@click.option("--raster", metavar="RASTER", help="The image of a result of classify, likewise.")
+@click.option("--from-bands", type=_Bands(), help="Its bands shown as red, green and blue, or one, by number or name.")
+@click.option("--to-bands", type=_Bands(), help="The same of the later image.")
+@click.option("--bands", type=_Bands(), help="The same of a result of classify.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.html.")
+def report_command(result: str, output: str | None, **options: Any) -> None:
+    """Write RESULT as one HTML file to look at: images to swipe, change, largest areas, table, how it was made.
+
+    RESULT is a .tif or .zarr that detect-change or classify has written. The file, RESULT.html unless said, needs no
+    network. Of the images that the result names only those on this disk are opened.
+    """
+    with manners(0):
+        from .html_report import write_report
+
+        started = time.perf_counter()
+        with err.status("Reading the result and its images"):
+            written = write_report(result, output, **options)
+        size = written.stat().st_size / 1e6
+        out.print(f"{written}: {size:,.1f} MB in {time.perf_counter() - started:.1f} s")
+
+
 @cli.command("demo")
 @click.argument("folder", metavar="[DIR]", default="geodl-dask-demo", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier demo left in DIR.")
