@@ -162,7 +162,7 @@ def find_photo(result: Result, role: str, given: str | os.PathLike[str] | None, 
     name = recorded if given is None else os.fspath(given)
     place = _place_of(recorded, Path(result.path)) if given is None else name
     if not name or place is None:
-        return Photo(role, name, None, _absence(name)) if name else None
+        return Photo(role, name, None, _absence(role, name)) if name else None
     try:
         opened = cast("WindowedRaster", open_raster(place, role, bands))
         trouble = _difference(result, role, opened) if given is None else ""
@@ -190,9 +190,9 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _absence(name: str) -> str:
+def _absence(role: str, name: str) -> str:
     where = "It does not lie on this disk, and nothing is fetched unasked" if "://" in name else "It is not there"
-    return f"{where}. Name it by --from-raster, --to-raster or --raster (from_raster=, to_raster=, raster=)."
+    return f"{where}. Name it by --{role.replace('_', '-')} ({role}=) to see it."
 
 
 def _difference(result: Result, role: str, found: WindowedRaster) -> str:

@@ -43,6 +43,8 @@
     made.style.pointerEvents = "none";
     return made;
   };
+  pane("sheet", 205);
+  L.rectangle(whole, { pane: "sheet", interactive: false, weight: 1, className: "sheet" }).addTo(map);
   const photoPanes = data.photos.map((_, number) => pane(`photo${number}`, 210 + 10 * number));
   const changePane = pane("change", 400);
   pane("marks", 450);
