@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
+from typing import cast
+
+import rasterio.errors
 
 from ..errors import OutputError, RasterInputError
 from ..outputs import check_output
@@ -51,8 +55,10 @@ def write_report(
     if unfit := [role for role, said in given.items() if role not in roles and said != (None, None)]:
         raise RasterInputError(f"{opened.path} is made from {' and '.join(roles)}; leave {', '.join(unfit)} out.")
     found = [find_photo(opened, role, *given[role]) for role in roles]
-    study = study_result(opened, [each for each in found if each is not None])
-    page = render_page(**page_content(study))
+    with warnings.catch_warnings():  # here, for it holds for all threads, of which pictures are made in several
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # a picture lies nowhere
+        study = study_result(opened, [each for each in found if each is not None])
+        page = render_page(**page_content(study))
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         unfinished.write_bytes(page.encode("utf-8", "replace"))
@@ -68,7 +74,8 @@ def _default_path(result: str | os.PathLike[str]) -> Path:
 
 
 def _checked(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
-    out = check_output(path, (SUFFIX,), overwrite=overwrite)
-    if isinstance(out, str):
-        raise OutputError(f"The report {out} is a URL; a report is written to this disk. Name a file, and upload that.")
-    return out
+    if "://" in os.fspath(path):
+        raise OutputError(
+            f"The report {path} is a URL; a report is written to this disk. Name a file, and upload that."
+        )
+    return cast("Path", check_output(path, (SUFFIX,), overwrite=overwrite))

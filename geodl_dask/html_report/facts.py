@@ -126,9 +126,12 @@ def failed_blocks(result: Result) -> tuple[FailedBlock, ...]:
     if result.manifest is not None:
         return result.manifest.failed_blocks
     found = parsed(result.attrs.get("failed_blocks"))
-    blocks = [each for each in found if isinstance(each, list) and len(each) == 4] if isinstance(found, list) else []
-    are_numbers = [all(type(number) is int for number in block) for block in blocks]
-    return tuple(FailedBlock(*block, "not recorded") for block in blocks) if all(are_numbers) else ()
+    windows = [each for each in found if isinstance(each, list) and len(each) == 4] if isinstance(found, list) else []
+    return tuple(
+        FailedBlock(row, col, height, width, "not recorded")
+        for row, col, height, width in windows
+        if all(type(each) is int for each in (row, col, height, width))
+    )
 
 
 def _failures(blocks: tuple[FailedBlock, ...]) -> list[Warned]:

@@ -7,14 +7,12 @@ without anything to see are left out.
 from __future__ import annotations
 
 import base64
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import rasterio.errors
 from rasterio.io import MemoryFile
 
 from ..rasters.windows import WindowedRaster
@@ -26,6 +24,8 @@ WEBP_QUALITY = 75
 STRETCH_PERCENT = (2, 98)
 SAMPLE_PX = 2**20
 """So many pixels of a band say how it is stretched."""
+STRIP_PX = 256
+"""Rows that are halved at a time."""
 READERS = 4
 """Windows that are read at a time."""
 
@@ -57,12 +57,18 @@ class Stretch:
 
     def apply(self, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """(4, y, x) uint8: red, green, blue, and alpha 0 where there is no observation."""
-        low, high = (np.array(each, np.float32)[:, None, None] for each in (self.low, self.high))
-        scale = 255 / np.where(high > low, high - low, 1)
-        with np.errstate(invalid="ignore"):
-            shown = np.clip((pixels.astype(np.float32) - low) * scale, 0, 255)
-        rgb = np.broadcast_to(np.where(valid, shown, 0).astype(np.uint8), (3, *valid.shape))
-        return np.concatenate([rgb, np.where(valid, 255, 0).astype(np.uint8)[None]])
+        rgba = np.zeros((4, *valid.shape), np.uint8)
+        for number in range(3):
+            band = number if len(pixels) == 3 else 0
+            low, high = self.low[band], self.high[band]
+            shown = pixels[band].astype(np.float32)
+            shown[~valid] = low
+            shown -= low
+            shown *= 255 / ((high - low) if high > low else 1)
+            rgba[number] = shown.clip(0, 255, out=shown)
+        rgba[:3, ~valid] = 0
+        rgba[3, valid] = 255
+        return rgba
 
 
 def read_all(raster: WindowedRaster) -> tuple[np.ndarray, np.ndarray]:
@@ -86,13 +92,17 @@ def read_all(raster: WindowedRaster) -> tuple[np.ndarray, np.ndarray]:
 
 def halved(rgba: np.ndarray) -> np.ndarray:
     """(4, y, x) at half the size: colours are means of what there is to see, alpha of how much."""
+    strips = (rgba[:, start : start + STRIP_PX] for start in range(0, rgba.shape[1], STRIP_PX))
+    return np.concatenate([_halved_strip(strip) for strip in strips], axis=1)
+
+
+def _halved_strip(rgba: np.ndarray) -> np.ndarray:
     height, width = rgba.shape[1:]
-    even = np.pad(rgba, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge").astype(np.uint16)
+    even = np.pad(rgba, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge").astype(np.uint32)
     four = np.stack([even[:, row::2, col::2] for row in (0, 1) for col in (0, 1)])
-    weight = four[:, 3:]
-    total = weight.sum(axis=0)
-    colors = (four[:, :3].astype(np.uint32) * weight).sum(axis=0) // np.maximum(total, 1)
-    return np.concatenate([colors, (total + 2) // 4]).astype(np.uint8)
+    total = four[:, 3].sum(axis=0)
+    colors = (four[:, :3] * four[:, 3:]).sum(axis=0) // np.maximum(total, 1)
+    return np.concatenate([colors, (total[None] + 2) // 4]).astype(np.uint8)
 
 
 def pyramid_tiles(rgba: np.ndarray, level: int, encode: Any) -> Iterator[tuple[str, str]]:
@@ -138,8 +148,7 @@ def png(rgba: np.ndarray) -> str:
 
 def _encoded(bands: np.ndarray, **profile: Any) -> bytes:
     count, height, width = bands.shape
-    with warnings.catch_warnings(), MemoryFile() as memory:
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # a picture lies nowhere
+    with MemoryFile() as memory:
         with memory.open(count=count, height=height, width=width, dtype="uint8", **profile) as dataset:
             dataset.write(bands)
         return bytes(memory.read())

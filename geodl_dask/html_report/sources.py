@@ -26,7 +26,7 @@ from ..tiling import Window
 from ..uploads import RemoteOutput
 
 SUFFIXES = (".tif", ".tiff", ".zarr")
-WINDOW_PX = 1024
+WINDOW_PX = 512
 """Side of the windows that are read at a time."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal, cast
 
 import numpy as np
@@ -21,6 +22,9 @@ from .windows import WindowedRaster
 LONGEST_STEP = 8
 """A pixel is made from so many at most along a side; more are taken in steps, lest the source of a window fill the
 memory."""
+
+PART_PX = 256
+"""Side of what is made at a time."""
 
 Method = Literal["average", "mode"]
 
@@ -84,7 +88,17 @@ class Shrunk:
         return self.source.dtype
 
     def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """As `WindowedRaster.read`."""
+        """As `WindowedRaster.read`; the source is read in parts, which its own source may be read for in parts."""
+        pixels = np.empty((len(self.band_names), window.height, window.width), self.dtype)
+        valid = np.empty((window.height, window.width), bool)
+        for row, col in product(range(0, window.height, PART_PX), range(0, window.width, PART_PX)):
+            height, width = min(PART_PX, window.height - row), min(PART_PX, window.width - col)
+            at = slice(row, row + height), slice(col, col + width)
+            part = Window(window.row_off + row, window.col_off + col, height, width)
+            pixels[:, *at], valid[at] = self._read_part(part)
+        return pixels, valid
+
+    def _read_part(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         rows, cols = self.source.grid.shape.yx
         row, col = window.row_off * self.factor, window.col_off * self.factor
         height, width = min(window.height * self.factor, rows - row), min(window.width * self.factor, cols - col)
