@@ -296,7 +296,8 @@ def report_command(result: str, output: str | None, **options: Any) -> None:
     """Write RESULT as one HTML file to look at: images to swipe, change, largest areas, table, how it was made.
 
     RESULT is a .tif or .zarr that detect-change or classify has written. The file, RESULT.html unless said, needs no
-    network. Of the images that the result names only those on this disk are opened.
+    network. Of the images that the result names only files on this disk are opened; name folders, virtual rasters and
+    URLs yourself.
     """
     with manners(0):
         from .html_report import write_report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from click.testing import CliRunner
 from conftest import write_raster
 from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
+from rasterio.vrt import WarpedVRT
 from reports import TABLE, TRANSFORM, change_of, photograph, write_pair, write_result
 
 import geodl_dask as gd
@@ -203,7 +206,7 @@ def test_images_that_are_gone_are_said_to_be_gone(tmp_path):
     result = write_pair(tmp_path, tmp_path / "change.tif")
     (tmp_path / "before.tif").unlink()
     shown = report_of(result)
-    assert "Before: " in shown.warned() and "It is not there. Name it by --from-raster" in shown.warned()
+    assert "Before: " in shown.warned() and "is not opened unasked. Name it by --from-raster" in shown.warned()
     assert len(shown.data["photos"]) == 1 and len(shown.data["layers"]) == 2
     (tmp_path / "after.tif").unlink()
     shown = report_of(result)
@@ -240,10 +243,23 @@ def test_record_cannot_make_this_machine_call_another(tmp_path, place, monkeypat
     assert set(asked) == {str(result)}
 
 
-@pytest.mark.parametrize("name", ["../up.tif", "sub#b.tif"])
-def test_strange_names_are_no_harm(tmp_path, name):
+@pytest.mark.parametrize("name", ["../up.tif", "sub#b.tif", "x" * 5000, "\u202e.tif", "pipe.tif", "folder"])
+def test_names_that_lead_to_no_file_are_no_harm(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe.tif")
+    (tmp_path / "folder").mkdir()
     result = write_result(tmp_path / "change.tif", change_of(), from_raster=name)
-    assert "It is not there" in report_of(result).warned()
+    assert "It is no file on this disk" in report_of(result).warned()
+
+
+@pytest.mark.parametrize("name", ["before.vrt", "before.tif"])
+def test_virtual_raster_of_the_record_is_not_opened_unasked(tmp_path, name):
+    photo = photograph(tmp_path, "photo.tif", change_of())
+    with rasterio.open(photo) as dataset, WarpedVRT(dataset) as warped:
+        rasterio.shutil.copy(warped, tmp_path / name, driver="VRT")
+    result = write_result(tmp_path / "change.tif", change_of(), from_raster=name)
+    assert "It is no file on this disk that holds its own pixels" in report_of(result).warned()
+    asked = report_of(result, from_raster=tmp_path / name)
+    assert not asked.warned() and len(asked.data["photos"]) == 1
 
 
 @pytest.mark.parametrize(

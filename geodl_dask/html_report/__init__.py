@@ -14,7 +14,7 @@ from ..outputs import check_output
 from ..rasters import Bands
 from .content import page_content, study_result
 from .page import render_page
-from .sources import find_photo, open_result
+from .sources import Photo, Result, find_photo, open_result
 
 __all__ = ["write_report"]
 
@@ -38,7 +38,8 @@ def write_report(
     result : ``.tif`` or ``.zarr`` that `write_cog` or `write_zarr` has written, a path or a URL.
     path : where to; None is ``RESULT.html``, of a URL in the current folder.
     from_raster, to_raster, raster : the images, where they are not where the result's record says, or lie elsewhere:
-        of what the record names only what lies on this disk is opened. Without them the change is shown alone.
+        of what the record names only files on this disk that hold their own pixels are opened (no folders, virtual
+        rasters, URLs). Without them the change is shown alone.
     from_bands, to_bands, bands : three of each that are shown as red, green and blue, or one; by number from 1 or name.
         None is those of that name, else the first three, or the first.
 
@@ -55,17 +56,24 @@ def write_report(
     if unfit := [role for role, said in given.items() if role not in roles and said != (None, None)]:
         raise RasterInputError(f"{opened.path} is made from {' and '.join(roles)}; leave {', '.join(unfit)} out.")
     found = [find_photo(opened, role, *given[role]) for role in roles]
+    _write(out, _page_of(opened, [each for each in found if each is not None]))
+    return out
+
+
+def _page_of(result: Result, photos: list[Photo]) -> str:
     with warnings.catch_warnings():  # here, for it holds for all threads, of which pictures are made in several
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # a picture lies nowhere
-        study = study_result(opened, [each for each in found if each is not None])
-        page = render_page(**page_content(study))
+        return render_page(**page_content(study_result(result, photos)))
+
+
+def _write(out: Path, page: str) -> None:
+    """At once or not at all."""
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         unfinished.write_bytes(page.encode("utf-8", "replace"))
         unfinished.replace(out)
     finally:
         unfinished.unlink(missing_ok=True)
-    return out
 
 
 def _default_path(result: str | os.PathLike[str]) -> Path:

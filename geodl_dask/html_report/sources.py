@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,8 @@ from ..manifest import Manifest
 from ..outputs import manifest_of
 from ..rasters import Bands, open_raster
 from ..rasters.coarse import coarsened
-from ..rasters.gdal import opened
+from ..rasters.gdal import holds_its_pixels, opened
+from ..rasters.sources import ZARR_MARKS
 from ..rasters.states import state_of
 from ..rasters.windows import WindowedRaster
 from ..tiling import Window
@@ -100,7 +102,7 @@ def _open_store(text: str) -> Result:
     try:
         group = zarr.open_group(text, mode="r")
         arrays = {name: dict(array.attrs) for name, array in group.arrays()}
-        levels = [name for name in group.group_keys() if name.startswith("ovr_")]
+        levels = [found for name in group.group_keys() if (found := re.fullmatch(r"ovr_(\d+)x", name))]
     except Exception as error:  # a store that is none fails in as many ways as there are libraries beneath
         raise RasterInputError(f"{text} cannot be opened as a Zarr store: {type(error).__name__}: {error}") from error
     name = next((name for name, attrs in arrays.items() if "flag_values" in attrs), None)
@@ -109,7 +111,7 @@ def _open_store(text: str) -> Result:
             f"{text} holds no array with a class table (flag_values); a result that geodl-dask has written is needed."
         )
     classes = _of_store(f"{text}#{name}")
-    coarser = {int(level[4:-1]): _of_store(f"{text}/{level}#{name}") for level in levels}
+    coarser = {int(level[1]): _of_store(f"{text}/{level[0]}#{name}") for level in levels}
     confidence = _of_store(f"{text}#{CONFIDENCE}") if CONFIDENCE in arrays else None
     is_distance = str(arrays.get(CONFIDENCE, {}).get("long_name", "")).startswith("distance")
     meaning = "distance" if is_distance else "probability"
@@ -155,14 +157,14 @@ class Photo:
 def find_photo(result: Result, role: str, given: str | os.PathLike[str] | None, bands: Bands) -> Photo | None:
     """An image by what the user says, else by the record; None where neither names one.
 
-    Of what the record names only what lies on this disk is opened: the record may be anybody's, and must not make this
-    machine call others.
+    Of what the record names only what lies on this disk and holds its own pixels is opened: the record may be
+    anybody's, and must not make this machine call others.
     """
     recorded = str(result.attrs.get(role, ""))
     name = recorded if given is None else os.fspath(given)
     place = _place_of(recorded, Path(result.path)) if given is None else name
     if not name or place is None:
-        return Photo(role, name, None, _absence(role, name)) if name else None
+        return Photo(role, name, None, _absence(role)) if name else None
     try:
         opened = cast("WindowedRaster", open_raster(place, role, bands))
         trouble = _difference(result, role, opened) if given is None else ""
@@ -174,25 +176,28 @@ def find_photo(result: Result, role: str, given: str | os.PathLike[str] | None, 
 
 
 def _place_of(name: str, result: Path) -> str | None:
-    """Where on this disk a raster of the record is: as it was named, or beside the result."""
+    """Where on this disk a raster of the record is, as named or beside the result, if it holds its own pixels."""
     if "://" in name or name.startswith(("<", "/vsi")):
         return None
     place, mark, choice = name.partition("#")
     beside = result.parent / place, result.parent / Path(place).name
-    found = next((each for each in (Path(place), *beside) if place and _exists(each)), None)
+    found = next((each for each in (Path(place), *beside) if place and _is_own(each)), None)
     return None if found is None else f"{found}{mark}{choice}"
 
 
-def _exists(path: Path) -> bool:
+def _is_own(path: Path) -> bool:
     try:
-        return path.exists()
+        is_store = path.is_dir() and any((path / mark).is_file() for mark in ZARR_MARKS)
+        return is_store or (path.is_file() and holds_its_pixels(str(path)))
     except (OSError, ValueError):  # a name longer than any may be, or none at all
         return False
 
 
-def _absence(role: str, name: str) -> str:
-    where = "It does not lie on this disk, and nothing is fetched unasked" if "://" in name else "It is not there"
-    return f"{where}. Name it by --{role.replace('_', '-')} ({role}=) to see it."
+def _absence(role: str) -> str:
+    return (
+        "It is no file on this disk that holds its own pixels; what lies elsewhere, or names other files, is not "
+        f"opened unasked. Name it by --{role.replace('_', '-')} ({role}=) to see it."
+    )
 
 
 def _difference(result: Result, role: str, found: WindowedRaster) -> str:
