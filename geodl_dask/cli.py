@@ -288,9 +288,9 @@ def model_to_ecd_command(
 @click.option("--from-raster", metavar="RASTER", help="The earlier image, if it is not where the result's record says.")
 @click.option("--to-raster", metavar="RASTER", help="The later image, likewise.")
 @click.option("--raster", metavar="RASTER", help="The image of a result of classify, likewise.")
-@click.option("--from-bands", type=_Bands(), help="Its bands shown as red, green and blue, or one, by number or name.")
-@click.option("--to-bands", type=_Bands(), help="The same of the later image.")
-@click.option("--bands", type=_Bands(), help="The same of a result of classify.")
+@click.option("--from-bands", type=Bands(), help="Its bands shown as red, green and blue, or one, by number or name.")
+@click.option("--to-bands", type=Bands(), help="The same of the later image.")
+@click.option("--bands", type=Bands(), help="The same of a result of classify.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.html.")
 def report_command(result: str, output: str | None, **options: Any) -> None:
     """Write RESULT as one HTML file to look at: images to swipe, change, largest areas, table, how it was made.
