@@ -50,7 +50,7 @@ def photograph(folder: Path, name: str, change: np.ndarray, *, seed: int = 0, dt
 def write_result(
     path: Path, change: np.ndarray, *, table: ClassTable = TABLE, crs: str = "EPSG:32633", transform: Any = TRANSFORM,
     confidence: np.ndarray | None = None, photos: dict[str, Path] | None = None,
-    pyramid: bool = False, **attrs: Any,
+    pyramid: bool = False, failing: tuple[int, int] | None = None, **attrs: Any,
 ) -> Path:  # fmt: skip
     """A result with the attributes that `detect_change` would give it."""
     coords = xr_coords(GeoBox(change.shape, transform, crs), dims=("y", "x"))
@@ -63,16 +63,24 @@ def write_result(
         "raster_states": [state_of(open_raster(str(place))) for place in photos.values()], **attrs,
     }  # fmt: skip
     layer = xr.DataArray(change.astype(table.dtype), coords, ("y", "x"), "change", said).chunk(128)
+    if failing is not None:
+        layer = layer.copy(data=layer.data.map_blocks(_fail_at, failing, dtype=layer.dtype, meta=layer.data._meta))
     result: Any = layer
     if confidence is not None:
         kept = Confidence(np.dtype(table.dtype), table.nodata)
         encoded = kept.encode(confidence.astype(np.float32))
         result = layer.to_dataset().assign(confidence=(("y", "x"), encoded, kept.to_attrs())).chunk(128)
     if path.suffix == ".zarr":
-        write_zarr(result, path, overwrite=True, pyramid=pyramid)
+        write_zarr(result, path, overwrite=True, pyramid=pyramid, keep_going=failing is not None)
     else:
-        write_cog(result, path, overwrite=True)
+        write_cog(result, path, overwrite=True, keep_going=failing is not None)
     return path
+
+
+def _fail_at(block: np.ndarray, failing: tuple[int, int], block_id: Any = None) -> np.ndarray:
+    if block_id == failing:
+        raise ValueError("This block cannot be computed.")
+    return block
 
 
 def write_pair(folder: Path, path: Path, change: np.ndarray | None = None, **said: Any) -> Path:
