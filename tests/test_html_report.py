@@ -180,9 +180,11 @@ def test_record_of_nonsense_is_no_record(tmp_path, key):
     assert "There is no record of the run" in report_of(result).warned()
 
 
-def test_record_of_another_raster_is_not_believed(tmp_path):
+@pytest.mark.parametrize(("shape_yx", "east"), [((60, 60), 500_000), ((240, 320), 500_001)], ids=["smaller", "moved"])
+def test_record_of_another_raster_is_not_believed(tmp_path, shape_yx, east):
     result = write_result(tmp_path / "change.tif", change_of())
-    other = write_result(tmp_path / "other.tif", np.zeros((60, 60), np.uint8))
+    elsewhere = from_origin(east, 5_400_000, 0.5, 0.5)
+    other = write_result(tmp_path / "other.tif", np.zeros(shape_yx, np.uint8), transform=elsewhere)
     manifest_of(result).write_bytes(manifest_of(other).read_bytes())
     shown = report_of(result)
     assert "There is no record of the run" in shown.warned()

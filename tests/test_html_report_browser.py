@@ -193,6 +193,8 @@ def test_everything_works_by_keys_alone(open_page):
             page.wait_for_timeout(200)
             assert "The map shows" in page.locator("#said").inner_text()
     assert {"map", "swipe", "layer", "opacity", "whole", "area"} <= set(reached)
+    for role, name in (("region", "Map: arrow keys"), ("slider", "Swipe between"), ("slider", "Opacity")):
+        assert page.get_by_role(role, name=name).count() == 1
 
 
 def test_phone_has_everything_in_its_width_and_takes_touches(open_page):
