@@ -22,6 +22,7 @@ _HOMES = {
     "model_info": ".inspection",
     "pack_model": ".packing",
     "write_cog": ".cog",
+    "write_report": ".html_report",
     "write_zarr": ".zarr_store",
 }
 
@@ -37,6 +38,7 @@ __all__ = [
     "model_info",
     "pack_model",
     "write_cog",
+    "write_report",
     "write_zarr",
 ]
 
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from .ecd import deep_learning_model_to_ecd
     from .errors import GeodlError
     from .finishing import finalize
+    from .html_report import write_report
     from .inspection import model_info
     from .packing import pack_model
     from .zarr_store import write_zarr

@@ -23,6 +23,7 @@ from dask.utils import parse_bytes
 from . import __version__
 from .cluster_options import cluster_options, take_cluster_config
 from .pack_command import pack_model_command
+from .report_command import report_command
 from .run_options import Bands, log_json, run_options, verbosity
 from .terminal import (
     Say,
@@ -284,6 +285,7 @@ def model_to_ecd_command(
 
 
 cli.add_command(pack_model_command)
+cli.add_command(report_command)
 
 
 @cli.command("demo")

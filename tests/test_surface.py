@@ -13,7 +13,7 @@ import geodl_dask
 HEAVY = ("torch", "rasterio", "rioxarray", "osgeo", "odc", "distributed", "onnxruntime", "matplotlib")
 CONTRACT = {
     *("GeodlError", "__version__", "classify_raster", "connect", "deep_learning_model_to_ecd", "detect_change"),
-    *("finalize", "load_definition", "model_info", "pack_model", "write_cog", "write_zarr"),
+    *("finalize", "load_definition", "model_info", "pack_model", "write_cog", "write_report", "write_zarr"),
 }
 
 
