@@ -141,8 +141,6 @@ def add_up(values: np.ndarray, areas: np.ndarray) -> dict[int, tuple[int, float]
         found, inverse = np.unique(values, return_inverse=True)
         places = inverse.ravel()
     pixels = np.bincount(places, minlength=len(found))
-    if areas.size == 1:
-        metres = pixels * float(areas.item())
-    else:
-        metres = np.bincount(places, np.broadcast_to(areas, values.shape).ravel(), len(found))
+    weights = None if areas.size == 1 else np.broadcast_to(areas, values.shape).ravel()
+    metres = pixels * float(areas.item()) if weights is None else np.bincount(places, weights, len(found))
     return {int(found[at]): (int(pixels[at]), float(metres[at])) for at in np.flatnonzero(pixels)}

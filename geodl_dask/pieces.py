@@ -6,24 +6,24 @@ what meets there.
 
 from __future__ import annotations
 
+import threading
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import shapely
-from affine import Affine
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import shapes
-from shapely.geometry import shape
 
 from .areas import SQUARE_METRES_PER_HECTARE, PixelAreas
 from .errors import MissingDependencyError
 from .tiling import Window
 
 Connectivity = Literal[4, 8]
-CORNER = 1
-"""Where outlines have the raster's corner: rasterio warns where a place is none, as it would be with 0."""
 _EDGES = (np.s_[0, :], np.s_[-1, :], np.s_[:, 0], np.s_[:, -1])
 """Top, bottom, left, right."""
+_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,10 @@ class Pieces:
     first: np.ndarray
     """The raster's number of the first pixel, row by row."""
     outlines: list[list[Any]]
-    """Polygons, x column and y row of the raster, both of whose first pixel begins at `CORNER`; across corners they are
-    several."""
+    """Polygons, x column and y row of the raster; across corners they are several."""
     edges: tuple[np.ndarray, ...]
-    """Top, bottom, left, right: (run, 3) integers: its first column (row) in the raster, the one after its last, and the
-    number of the piece, from 1."""
+    """Top, bottom, left, right: (run, 3) integers: its first column (row) of the raster, the one after its last,
+    and the number of the piece, from 1."""
 
 
 def find_pieces(
@@ -145,14 +144,21 @@ def _sum_confidence(
 def _outline(labels: np.ndarray, count: int, window: Window) -> list[list[Any]]:
     """Polygons of each piece, of which those that only touch across corners are several."""
     outlines: list[list[Any]] = [[] for _ in range(count)]
-    place = Affine.translation(window.col_off + CORNER, window.row_off + CORNER)
-    for found, number in shapes(labels, mask=labels > 0, connectivity=4, transform=place):
-        polygon = shape(found)
+    for found, number in _shapes(labels):
+        rings = [np.add(ring, (window.col_off, window.row_off)) for ring in found["coordinates"]]
+        polygon = shapely.Polygon(rings[0], rings[1:])
         # GDAL's ring touches itself where pixels of one piece meet at a corner.
-        outlines[int(number) - 1] += shapely.get_parts(
-            polygon if polygon.is_valid else shapely.make_valid(polygon)
-        ).tolist()
+        whole = polygon if polygon.is_valid else shapely.make_valid(polygon)
+        outlines[int(number) - 1] += shapely.get_parts(whole).tolist()
     return outlines
+
+
+def _shapes(labels: np.ndarray) -> list[tuple[Any, float]]:
+    """What rasterio makes of the pixels, in pixels of the block."""
+    # Of rasters in memory that several threads make at once, rasterio 1.4.4 warns now and then that they lie nowhere.
+    with _one_at_a_time, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return list(shapes(labels, mask=labels > 0, connectivity=4))
 
 
 def _runs(line: np.ndarray, offset: int) -> np.ndarray:

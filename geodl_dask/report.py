@@ -99,7 +99,9 @@ def class_areas(
 def _require_table(change: xr.DataArray) -> ClassTable:
     table = ClassTable.from_attrs(change.attrs)
     if table is None:
-        raise RasterInputError("The raster has no class table in its attributes (flag_values, flag_colors, class_names).")
+        raise RasterInputError(
+            "The raster has no class table in its attributes (flag_values, flag_colors, class_names)."
+        )
     return table
 
 

@@ -25,7 +25,7 @@ from rasterio.windows import Window
 from .confidence import CONFIDENCE, layers_of
 from .errors import RasterInputError, RasterNotFoundError
 from .geozarr import without_place
-from .pyramid import Level, levels_of
+from .pyramid import levels_of
 from .rasters.grids import whole_pixel_offset
 from .survey import BLOCK_PX
 
@@ -38,7 +38,7 @@ _READS = ("original-open_", "open_", "getitem-", "rechunk-")
 
 
 def open_change(path: str | os.PathLike[str]) -> xr.DataArray | xr.Dataset:
-    """A result that `write_cog` or `write_zarr` has written, as `detect_change` gave it: lazy, integers, with its table.
+    """A result that `write_cog` or `write_zarr` has written, as `detect_change` gave it: lazy, with its class table.
 
     path : a ``.tif`` or ``.zarr``. Returns a DataArray (y, x) or, with confidence, a Dataset of both as they are kept.
     Raises RasterNotFoundError or RasterInputError.
@@ -68,7 +68,7 @@ def grid_of_result(classes: xr.DataArray) -> GeoBox:
     if classes.dims != ("y", "x") or not isinstance(grid, GeoBox):
         raise RasterInputError(
             f"The raster has dimensions {dict(classes.sizes)}; y and x with evenly spaced coordinates are needed. Of a "
-            "stack of years, take one at a time: change.sel(year=2024)."
+            "stack, take one at a time: change.sel(year=2024), change.isel(band=0)."
         )
     return grid
 
@@ -76,8 +76,8 @@ def grid_of_result(classes: xr.DataArray) -> GeoBox:
 def coarse_view(change: ResultLike, longest_px: int) -> xr.DataArray:
     """The classes of a result, in memory, with at most so many pixels a side; classes are picked, never averaged.
 
-    Of a file they come from its overviews (of the most frequent class), where it has some, and are each the middle
-    one of those that they stand for otherwise.
+    Of a file they come from its overviews (of the most frequent class), where it has some; else each is the middle one
+    of those that it stands for.
     Raises RasterInputError for a large one that is neither computed nor in a file.
     """
     classes, _ = opened(change)
@@ -94,7 +94,7 @@ def coarse_view(change: ResultLike, longest_px: int) -> xr.DataArray:
             "part: change[:4000, :4000]."
         )
     else:
-        pixels = np.asarray(classes.data[step // 2 :: step, step // 2 :: step])
+        pixels = np.asarray(classes.data[tuple(_middles(0, length, step) for length in grid.shape.yx)])
         coarse = grid.transform @ Affine.scale(step)
     coords = xr_coords(GeoBox(pixels.shape, coarse, grid.crs), dims=("y", "x"))
     return xr.DataArray(pixels, coords=coords, dims=("y", "x"), name=classes.name, attrs=classes.attrs)
@@ -103,17 +103,23 @@ def coarse_view(change: ResultLike, longest_px: int) -> xr.DataArray:
 def _layers_of_tiff(path: str) -> list[xr.DataArray]:
     with rasterio.open(path) as dataset:
         tags, nodata, block = dataset.tags(), dataset.nodata, dataset.block_shapes[0]
-        scaled = [dict(zip(("scale_factor", "add_offset"), each, strict=True)) for each in
-                  zip(dataset.scales, dataset.offsets, strict=True)]
+        scaled = [
+            dict(zip(("scale_factor", "add_offset"), each, strict=True))
+            for each in zip(dataset.scales, dataset.offsets, strict=True)
+        ]
         grid = GeoBox(dataset.shape, dataset.transform, dataset.crs.to_wkt() if dataset.crs else None)
     attrs = {key: _parsed(key, value) for key, value in tags.items() if key != "AREA_OR_POINT"}
     if nodata is not None:
         attrs["_FillValue"] = int(nodata)
     chunks = {"band": 1, **_chunks(dict(zip(("y", "x"), block, strict=True)))}
-    bands = cast("xr.DataArray", rioxarray.open_rasterio(path, chunks=chunks, lock=False, mask_and_scale=False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(Scales|Offsets) differ across bands")
+        bands = cast("xr.DataArray", rioxarray.open_rasterio(path, chunks=chunks, lock=False, mask_and_scale=False))
     named = [(str(attrs.get("long_name", "change")), attrs)]
     if len(bands) > 1:
-        named.append((CONFIDENCE, {"long_name": "confidence", "_FillValue": attrs.get("_FillValue"), **scaled[1]}))
+        # In a GeoTIFF it is never a distance, for which no integer has room.
+        of_confidence = {"long_name": "probability of the class", "_FillValue": attrs.get("_FillValue"), "units": "1"}
+        named.append((CONFIDENCE, {**of_confidence, **scaled[1]}))
     coords = xr_coords(grid, dims=("y", "x"))
     return [
         xr.DataArray(bands.data[number], coords=coords, dims=("y", "x"), name=name, attrs=of_layer)
@@ -130,7 +136,7 @@ def _parsed(key: str, text: str) -> Any:
 
 def _layers_of_store(path: str) -> list[xr.DataArray]:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Consolidated metadata")
+        warnings.filterwarnings("ignore", "(Consolidated metadata|Failed to open Zarr store with consolidated)")
         stored = xr.open_zarr(path, mask_and_scale=False, chunks=None)
         names = [name for name in stored.data_vars if stored[name].dims == ("y", "x")]
         if not names:
@@ -185,16 +191,18 @@ def _view_of_store(path: str, name: str, window: Window, step: int) -> tuple[np.
     """The same of a store, from the level of its pyramid that fits, if it has one."""
     group = zarr.open_group(path, mode="r")
     grid = cast("GeoBox", layers_of(open_change(path))[0].odc.geobox)
-    level = next(
-        (each for each in reversed(levels_of(grid)) if each.factor <= step and each.name in group), Level(1, grid)
-    )
-    array = group[name] if level.factor == 1 else group[f"{level.name}/{name}"]
-    every = step // level.factor
-    starts = [offset // level.factor for offset in (window.row_off, window.col_off)]
-    stops = [
-        -(-(offset + length) // level.factor)
+    levels = [each for each in levels_of(grid) if each.factor <= step and each.name in group]
+    factor = levels[-1].factor if levels else 1
+    array = cast("zarr.Array[Any]", group[f"{levels[-1].name}/{name}" if levels else name])
+    every = -(-step // factor)
+    rows, cols = (
+        _middles(offset // factor, -(-(offset + length) // factor), every)
         for offset, length in ((window.row_off, window.height), (window.col_off, window.width))
-    ]
-    rows, cols = (slice(start + min(every // 2, stop - start - 1), stop, every) for start, stop in zip(starts, stops, strict=True))
-    pixels = np.asarray(cast("zarr.Array", array)[rows, cols])
-    return pixels, grid.transform @ Affine.translation(starts[1] * level.factor, starts[0] * level.factor) @ Affine.scale(every * level.factor)
+    )
+    corner = Affine.translation(window.col_off // factor * factor, window.row_off // factor * factor)
+    return np.asarray(array[rows, cols]), grid.transform @ corner @ Affine.scale(every * factor)
+
+
+def _middles(start: int, stop: int, step: int) -> slice:
+    """The middle one of each so many; at least one."""
+    return slice(min(start + step // 2, stop - 1), stop, step)

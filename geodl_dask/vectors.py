@@ -15,7 +15,7 @@ import xarray as xr
 from .areas import SQUARE_METRES_PER_HECTARE, AreaOn, PixelAreas, choose_area
 from .classes import ClassTable
 from .errors import MissingDependencyError, OutputError, OutputExistsError, RasterInputError
-from .pieces import CORNER, Connectivity, PieceRequest, Pieces, find_pieces
+from .pieces import Connectivity, PieceRequest, Pieces, find_pieces
 from .results import ResultLike, grid_of_result, opened
 from .survey import ask_blocks
 
@@ -178,9 +178,7 @@ def _line(blocks: np.ndarray, before: np.ndarray, edge: int, length: int) -> np.
     return line
 
 
-def _pairs(
-    one: np.ndarray, other: np.ndarray, values: np.ndarray, connectivity: Connectivity
-) -> Iterator[np.ndarray]:
+def _pairs(one: np.ndarray, other: np.ndarray, values: np.ndarray, connectivity: Connectivity) -> Iterator[np.ndarray]:
     for shift in (0,) if connectivity == 4 else (-1, 0, 1):
         here = one[max(0, shift) : len(one) + min(0, shift)]
         there = other[max(0, -shift) : len(other) + min(0, -shift)]
@@ -218,13 +216,15 @@ def _geometries(pieces: Pieces) -> np.ndarray:
 
 def _on_map(transform: tuple[float, ...], places: np.ndarray) -> np.ndarray:
     a, b, c, d, e, f = transform
-    col, row = (places - CORNER).T
+    col, row = places.T
     return np.column_stack([a * col + b * row + c, d * col + e * row + f])
 
 
 def _check_output(out: Path, *, overwrite: bool) -> Path:
     if out.suffix.lower() not in FORMATS:
-        raise OutputError(f"The output {str(out)!r} does not end in {' or '.join(FORMATS)}; the ending decides the format.")
+        raise OutputError(
+            f"The output {str(out)!r} does not end in {' or '.join(FORMATS)}; the ending decides the format."
+        )
     if not out.parent.is_dir():
         raise OutputError(f"The folder {out.parent.absolute()} of the output does not exist; make it first.")
     if out.exists() and not overwrite:
