@@ -79,8 +79,9 @@ def find_pieces(
     labels, values = _label(classes, request)
     count = len(values)
     flat = labels.ravel()
-    areas = np.broadcast_to(request.areas.of(window), labels.shape).ravel()
-    pixels, square_metres = np.bincount(flat, minlength=count), np.bincount(flat, areas, count)
+    pixels, areas = np.bincount(flat, minlength=count), request.areas.of(window)
+    weights = None if areas.size == 1 else np.broadcast_to(areas, labels.shape).ravel()
+    square_metres = pixels * float(areas.item()) if weights is None else np.bincount(flat, weights, count)
     touches_edge = np.zeros(count, bool)
     for edge in _EDGES:
         touches_edge[labels[edge]] = True

@@ -59,7 +59,15 @@ def open_change(path: str | os.PathLike[str]) -> xr.DataArray | xr.Dataset:
 
 def opened(change: ResultLike) -> tuple[xr.DataArray, xr.DataArray | None]:
     """The classes, in integers, and confidence of what is given by path, or is there. Raises RasterInputError."""
-    return layers_of(open_change(change) if isinstance(change, str | os.PathLike) else change)
+    classes, confidence = layers_of(open_change(change) if isinstance(change, str | os.PathLike) else change)
+    if not isinstance(classes, xr.DataArray):
+        raise RasterInputError(f"What was given is a {type(classes).__name__}; a path or a DataArray is needed.")
+    if classes.dtype.kind not in "ui":
+        raise RasterInputError(
+            f"The raster holds {classes.dtype}; class values, which are integers, are needed. Of a comparison they are "
+            "kept by change.where(change == 7)."
+        )
+    return classes, confidence
 
 
 def grid_of_result(classes: xr.DataArray) -> GeoBox:

@@ -57,17 +57,7 @@ def change_polygons(
     grid = request.areas.grid
     answers = ask_blocks(layer, confidence, partial(find_pieces, request, grid.shape.x))
     pieces = _joined(answers, request)
-    table = ClassTable.from_attrs(layer.attrs)
-    names = {} if table is None else _names(table.with_unlisted(pieces.values.tolist()))
-    columns: dict[str, Any] = {
-        "value": pieces.values.astype(np.int64),
-        "class": [names.get(value, "") for value in pieces.values.tolist()],
-        "pixels": pieces.pixels,
-        "hectares": pieces.square_metres / SQUARE_METRES_PER_HECTARE,
-    }
-    if confidence is not None:
-        with np.errstate(invalid="ignore"):  # of areas in which no pixel has one
-            columns["confidence"] = pieces.sureness / pieces.sure_pixels
+    columns = _columns(pieces, layer, has_confidence=confidence is not None)
     outlines = shapely.transform(_geometries(pieces), partial(_on_map, tuple(grid.transform)[:6]))
     polygons = geopandas.GeoDataFrame(columns, geometry=outlines, crs=grid.crs and grid.crs.to_wkt())
     if place is not None:
@@ -91,8 +81,6 @@ def _request(
 ) -> PieceRequest:  # fmt: skip
     if connectivity not in (4, 8):
         raise RasterInputError(f"connectivity is {connectivity!r}; 4 or 8 is needed.")
-    if layer.dtype.kind not in "ui":
-        raise RasterInputError(f"The raster holds {layer.dtype}; class values, which are integers, are needed.")
     grid, nodata = grid_of_result(layer), layer.attrs.get("_FillValue")
     values = None if classes is None else _values(classes, layer)
     unwanted = ([] if nodata is None else [int(nodata)]) + ([0] if values is None else [])
@@ -204,6 +192,21 @@ def _corners(ring: Any) -> np.ndarray:
     points = shapely.get_coordinates(ring)[:-1]
     ahead, behind = np.roll(points, -1, axis=0) - points, points - np.roll(points, 1, axis=0)
     return points[ahead[:, 0] * behind[:, 1] != ahead[:, 1] * behind[:, 0]]
+
+
+def _columns(pieces: Pieces, layer: xr.DataArray, *, has_confidence: bool) -> dict[str, Any]:
+    values, table = pieces.values.tolist(), ClassTable.from_attrs(layer.attrs)
+    names = {} if table is None else _names(table.with_unlisted(values))
+    columns: dict[str, Any] = {
+        "value": pieces.values.astype(np.int64),
+        "class": [names.get(value, "") for value in values],
+        "pixels": pieces.pixels,
+        "hectares": pieces.square_metres / SQUARE_METRES_PER_HECTARE,
+    }
+    if has_confidence:
+        with np.errstate(invalid="ignore"):  # of areas in which no pixel has one
+            columns["confidence"] = pieces.sureness / pieces.sure_pixels
+    return columns
 
 
 def _geometries(pieces: Pieces) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -69,13 +71,12 @@ def test_cut_result_has_its_own_grid(change):
 
 
 def parts(change: xr.DataArray) -> dict[str, xr.DataArray]:
+    stack = xr.concat([change, change.where(change == 7)], pd.Index([2021, 2024], name="year"))
     return {
         "cut": change.isel(y=slice(10, 60), x=slice(20, 90)),
         "masked": change.where(change.x > 500_020),
         "masked and cut": change.where(change.x > 500_020, drop=True),
-        "of a stack": xr.concat([change, change.where(change == 7)], pd.Index([2021, 2024], name="year")).sel(
-            year=2024
-        ),
+        "of a stack": stack.sel(year=2024),
     }
 
 
@@ -155,7 +156,7 @@ def test_several_dates_in_one_loop(pair, models, values):
     rasters, model = {2019: pair[0], 2021: pair[1], 2024: pair[0]}, models["pt2"]
 
     changes, dates = {}, sorted(rasters)
-    for earlier, later in zip(dates, dates[1:], strict=False):
+    for earlier, later in pairwise(dates):
         changes[later] = gd.detect_change(rasters[earlier], rasters[later], model, processor="cpu")
     stack = xr.concat(changes.values(), pd.Index(changes, name="year"), combine_attrs="drop_conflicts")
     areas = pd.concat({year: gd.change_table(each) for year, each in changes.items()}, names=["year"])
@@ -168,3 +169,14 @@ def test_several_dates_in_one_loop(pair, models, values):
     of_change = areas.query("value == 7").droplevel(1)
     assert of_change.pixels.to_dict() == {2021: (values == 7).sum(), 2024: (stack.sel(year=2024) == 7).sum()}
     assert int(times_changed.sum()) == of_change.pixels.sum()
+
+
+@pytest.mark.parametrize("ask", [gd.change_table, gd.change_polygons, gd.plot_change, gd.describe_change])
+def test_comparison_is_refused_with_the_way_to_keep_classes(change, ask):
+    with pytest.raises(RasterInputError, match=r"holds bool; .*change\.where\(change == 7\)"):
+        ask(change == 7)
+
+
+def test_what_is_no_raster_is_refused(values):
+    with pytest.raises(RasterInputError, match="is a ndarray; a path or a DataArray"):
+        gd.change_table(values)
