@@ -48,7 +48,7 @@ class PieceRequest:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Pieces of a block; all but the last two fields have one entry for each."""
+    """Pieces of a block; all fields but the last have one entry for each."""
 
     values: np.ndarray
     """Class values."""

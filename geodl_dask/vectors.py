@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def change_polygons(
     what grows is the polygons. Of what is not computed yet, everything is.
     Raises RasterInputError, OutputError, OutputExistsError or MissingDependencyError.
     """
-    geopandas = _geopandas()
+    geopandas = _load("geopandas")
     place = None if out is None else _check_output(Path(out), overwrite=overwrite)
     layer, confidence = opened(change)
     request = _request(layer, confidence, classes, connectivity, area, min_hectares)
@@ -65,14 +66,13 @@ def change_polygons(
     return polygons
 
 
-def _geopandas() -> Any:
+def _load(name: str) -> Any:
     try:
-        import geopandas
+        return import_module(name)
     except ImportError as error:
         raise MissingDependencyError(
-            'Polygons need geopandas, which is not installed. Install it with: pip install "geodl_dask[vectors]"'
+            f'Polygons need {name}, which is not installed. Install it with: pip install "geodl_dask[vectors]"'
         ) from error
-    return geopandas
 
 
 def _request(
@@ -228,6 +228,7 @@ def _check_output(out: Path, *, overwrite: bool) -> Path:
         raise OutputError(
             f"The output {str(out)!r} does not end in {' or '.join(FORMATS)}; the ending decides the format."
         )
+    _load("pyarrow" if out.suffix.lower() == ".parquet" else "pyogrio")
     if not out.parent.is_dir():
         raise OutputError(f"The folder {out.parent.absolute()} of the output does not exist; make it first.")
     if out.exists() and not overwrite:

@@ -238,11 +238,14 @@ def test_blocks_are_outlined_on_worker_processes():
     assert found_in(polygons) == by_gdal(pixels, 4)
 
 
-@pytest.mark.parametrize("missing", ["geopandas", "scipy.ndimage"])
-def test_missing_library_is_named_with_its_install_line(monkeypatch, missing):
+@pytest.mark.parametrize(
+    ("missing", "out"),
+    [("geopandas", None), ("scipy.ndimage", None), ("pyarrow", "a.parquet"), ("pyogrio", "a.gpkg")],
+)
+def test_missing_library_is_named_with_its_install_line(monkeypatch, tmp_path, missing, out):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(MissingDependencyError, match=r'pip install "geodl_dask\[vectors\]"'):
-        change_polygons(raster(RING))
+    with pytest.raises(MissingDependencyError, match=rf'{missing[:5]}.* pip install "geodl_dask\[vectors\]"'):
+        change_polygons(raster(RING), out and tmp_path / out)
 
 
 @pytest.mark.parametrize(
