@@ -147,10 +147,7 @@ def _outline(labels: np.ndarray, count: int, window: Window) -> list[list[Any]]:
     outlines: list[list[Any]] = [[] for _ in range(count)]
     for found, number in _shapes(labels):
         rings = [np.add(ring, (window.col_off, window.row_off)) for ring in found["coordinates"]]
-        polygon = shapely.Polygon(rings[0], rings[1:])
-        # GDAL's ring touches itself where pixels of one piece meet at a corner.
-        whole = polygon if polygon.is_valid else shapely.make_valid(polygon)
-        outlines[int(number) - 1] += shapely.get_parts(whole).tolist()
+        outlines[int(number) - 1].append(shapely.Polygon(rings[0], rings[1:]))
     return outlines
 
 
