@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,11 +11,13 @@ import numpy as np
 import xarray as xr
 from odc.geo.xr import xr_coords
 
+from ..areas import SQUARE_METRES_PER_HECTARE
 from ..classes import ClassTable
 from ..report import ClassArea, class_areas
+from ..tiling import Window
 from . import facts
 from .areas import Area, largest_areas
-from .sources import Photo, Result, count_values
+from .sources import Photo, Result, ground_of, measure_values
 from .views import (
     Close,
     Layer,
@@ -70,16 +73,20 @@ class Study:
                 kept.append(close)
         return kept
 
-    def size(self, pixels: float) -> str:
-        """An area of so many pixels, in words."""
-        known = (each.hectares / each.pixels for each in self.areas if each.hectares is not None and each.pixels)
-        per_pixel = next(known, None)
-        return facts.area_text(None if per_pixel is None else per_pixel * pixels, pixels)
+    def size(self, area: Area) -> str:
+        """One of the largest areas, in words; its pixels are taken to be as large as the one in its middle."""
+        window = Window(*_window_of(area, self.overview))
+        ground = ground_of(self.result.grid)
+        pixels = area.pixels * self.overview.factor**2
+        if ground is None:
+            return facts.area_text(None, pixels)
+        middle = Window(window.row_off + window.height // 2, window.col_off + window.width // 2, 1, 1)
+        return facts.area_text(pixels * float(ground.of(middle).item()) / SQUARE_METRES_PER_HECTARE, pixels)
 
 
 def study_result(result: Result, photos: list[Photo]) -> Study:
     """Read what a page needs. Raises RasterInputError or RasterReadError."""
-    pixels = count_values(result)
+    pixels, square_metres = measure_values(result)
     table = result.table(pixels)
     overview = overview_of(result, table)
     same = _same_values(result, table)
@@ -88,7 +95,8 @@ def study_result(result: Result, photos: list[Photo]) -> Study:
     tiled = [photo_tiles(photo, overview) for photo in photos]
     largest = largest_areas(overview.classes, unchanged, LARGEST_AREAS)
     closes = [(area, close_view(area, result, overview, table, layers, tiled)) for area in largest]
-    return Study(result, table, overview, layers, tiled, closes, class_areas(_without_pixels(result, table), pixels))
+    areas = class_areas(_without_pixels(result, table), pixels, square_metres)
+    return Study(result, table, overview, layers, tiled, closes, areas)
 
 
 def page_content(study: Study) -> dict[str, Any]:
@@ -166,7 +174,7 @@ def _listed_area(study: Study, area: Area, close: Close) -> dict[str, Any]:
     return {
         "name": model_class.name,
         "color": hex_color(model_class.color),
-        "size": study.size(area.pixels * study.overview.factor**2),
+        "size": study.size(area),
         "sure": facts.sure_text(close.confidence, study.result.meaning),
         "photos": [uri for uri in close.photos if uri],
         "layers": close.layers,
@@ -177,21 +185,27 @@ def _figures(study: Study) -> list[tuple[str, str, str]]:
     """Name, figure and remark of what is worth knowing first."""
     compares, grid = study.result.compares, study.result.grid
     changed = [each for each in study.areas if each.model_class.value not in study.same and each.pixels]
-    count, observed = (sum(each.pixels for each in areas) for areas in (changed, study.areas))
+    observed = sum(each.pixels for each in study.areas)
     share = facts.share_text(observed / (grid.shape.y * grid.shape.x))
-    found = [("Observed", study.size(observed), f"{share} of the raster")]
+    found = [("Observed", _sum(study.areas), f"{share} of the raster")]
     if compares:
-        share = facts.share_text(count / observed if observed else 0.0)
-        found.insert(0, ("Changed", study.size(count), f"{share} of the observed area"))
+        share = facts.share_text(sum(each.share for each in changed))
+        found.insert(0, ("Changed", _sum(changed), f"{share} of the observed area"))
     if changed:
-        most = max(changed, key=lambda each: each.pixels)
-        found.append(("Most of it" if compares else "Largest class", most.model_class.name, study.size(most.pixels)))
+        most = max(changed, key=lambda each: each.share)
+        found.append(("Most of it" if compares else "Largest class", most.model_class.name, _sum([most])))
     return found
+
+
+def _sum(areas: Iterable[ClassArea]) -> str:
+    """What some classes cover together, in words."""
+    hectares = [each.hectares for each in areas if each.hectares is not None]
+    return facts.area_text(sum(hectares) if hectares else None, sum(each.pixels for each in areas))
 
 
 def _class_rows(study: Study) -> list[dict[str, Any]]:
     """The classes as the page's table has them: changed ones first, the largest first."""
-    most = max((each.pixels for each in study.areas if each.model_class.value not in study.same), default=0) or 1
+    most = max((each.share for each in study.areas if each.model_class.value not in study.same), default=0.0) or 1.0
     rows = [
         {
             "value": each.model_class.value,
@@ -201,8 +215,8 @@ def _class_rows(study: Study) -> list[dict[str, Any]]:
             "size": facts.area_text(each.hectares, each.pixels),
             "share": facts.share_text(each.share),
             "is_same": each.model_class.value in study.same,
-            "bar": 0.0 if each.model_class.value in study.same else 100 * each.pixels / most,
+            "bar": 0.0 if each.model_class.value in study.same else 100 * each.share / most,
         }
         for each in study.areas
     ]
-    return sorted(rows, key=lambda row: (row["is_same"], -row["pixels"]))
+    return sorted(rows, key=lambda row: (row["is_same"], -row["bar"], -row["pixels"]))

@@ -14,8 +14,9 @@ from typing import Any
 from odc.geo.geobox import GeoBox
 from pyproj import Geod
 
+from ..areas import SQUARE_METRES_PER_HECTARE
 from ..manifest import FailedBlock, Manifest
-from ..report import SQUARE_METRES_PER_HECTARE, ClassArea
+from ..report import ClassArea
 from .sources import Photo, Result, listed, parsed
 
 NAMED = 5
@@ -36,10 +37,10 @@ class Warned:
 
 
 def area_text(hectares: float | None, pixels: float) -> str:
-    """An area in the unit that suits it; in pixels where the CRS is not in lengths."""
+    """An area in the unit that suits it; in pixels where it is not known on the ground."""
     if hectares is None:
         return f"{pixels:,.0f} px"
-    if hectares >= SQUARE_METRES_PER_HECTARE:
+    if hectares >= 10_000:
         return f"{hectares / 100:,.0f} km²"
     return f"{hectares:,.2f} ha" if hectares >= 0.1 else f"{hectares * SQUARE_METRES_PER_HECTARE:,.0f} m²"
 

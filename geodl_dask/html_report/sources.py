@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 from odc.geo.geobox import GeoBox
 
+from ..areas import PixelAreas, add_up, choose_area
 from ..classes import ClassTable
 from ..confidence import CONFIDENCE
 from ..errors import GeodlError, RasterInputError
@@ -246,15 +247,33 @@ def windows_of(shape_yx: tuple[int, int]) -> list[Window]:
     ]
 
 
-def count_values(result: Result) -> dict[int, int]:
-    """Pixels by value, nodata left out: of the manifest, else counted window by window."""
-    if result.manifest is not None and result.manifest.pixels is not None:
+def measure_values(result: Result) -> tuple[dict[int, int], dict[int, float] | None]:
+    """Pixels and square metres by value, nodata left out; no metres where the raster lies nowhere.
+
+    Of the manifest, where it has the pixels and they are all alike, else counted window by window.
+    """
+    ground = ground_of(result.grid)
+    each_metres = ground.each if ground is not None else 0.0
+    pixels: dict[int, int] = {}
+    square_metres: dict[int, float] = {}
+    if result.manifest is not None and result.manifest.pixels is not None and each_metres is not None:
         nodata = result.manifest.asked.get("_FillValue")
-        return {value: count for value, count in result.manifest.pixels.items() if value != nodata}
-    counted: dict[int, int] = {}
+        pixels = {value: count for value, count in result.manifest.pixels.items() if value != nodata}
+        square_metres = {value: count * each_metres for value, count in pixels.items()}
+        return pixels, None if ground is None else square_metres
     for window in windows_of(result.grid.shape.yx):
         values, valid = result.classes.read(window)
-        found, counts = np.unique(values[0][valid], return_counts=True)
-        for value, count in zip(found.tolist(), counts.tolist(), strict=True):
-            counted[value] = counted.get(value, 0) + count
-    return counted
+        areas = np.ones((1, 1)) if ground is None else ground.of(window)
+        weights = areas if areas.size == 1 else np.broadcast_to(areas, valid.shape)[valid]
+        for value, (count, metres) in add_up(values[0][valid], weights).items():
+            pixels[value] = pixels.get(value, 0) + count
+            square_metres[value] = square_metres.get(value, 0.0) + metres
+    return pixels, None if ground is None else square_metres
+
+
+def ground_of(grid: GeoBox) -> PixelAreas | None:
+    """Of what size its pixels are, by the same rule as `change_table`; None where it lies nowhere."""
+    try:
+        return PixelAreas(grid, choose_area(grid, "auto"))
+    except RasterInputError:
+        return None
