@@ -18,10 +18,12 @@ import rasterio
 import rasterio.shutil
 from click.testing import CliRunner
 from conftest import write_raster
+from pyproj import Geod
 from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
 from reports import TABLE, TRANSFORM, change_of, photograph, write_pair, write_result
+from shapely.geometry import box
 
 import geodl_dask as gd
 from geodl_dask.classes import ClassTable, ModelClass
@@ -119,7 +121,7 @@ def test_nothing_is_fetched_and_nothing_else_may_run(page_of_pair):
 def test_areas_of_classes_are_those_of_the_result(page_of_pair):
     assert "Woods cleared 4 600 m² 3.1%" in page_of_pair.text
     assert "New building 1 150 m² 0.78%" in page_of_pair.text
-    assert "No change 0 1.85 ha 96.1%" in page_of_pair.text
+    assert "No change 0 1.84 ha 96.1%" in page_of_pair.text
     assert "Changed 750 m² 3.9% of the observed area" in page_of_pair.text
 
 
@@ -356,14 +358,18 @@ def test_thin_rasters_have_a_report(tmp_path, shape_yx):
     assert shown.data["areas"][0]["window"] == [0, 0, *shape_yx]
 
 
-def test_degrees_have_a_scale_and_no_hectares(tmp_path):
+def test_degrees_have_a_scale_and_areas_on_the_ellipsoid(tmp_path):
     result = write_result(
         tmp_path / "change.tif", change_of(), crs="EPSG:4326", transform=from_origin(10, 60, 1e-4, 1e-4)
     )
     shown = report_of(result)
     across, down = shown.data["metres"]
     assert across / down == pytest.approx(0.5, abs=0.01) and down == pytest.approx(11.1, abs=0.1)
-    assert shown.data["isGeographic"] and "2,400 px" in shown.text
+    assert shown.data["isGeographic"]
+    square_metres = abs(Geod(ellps="WGS84").geometry_area_perimeter(box(10, 59.976, 10.032, 60))[0])
+    table = gd.change_table(result)
+    assert table["hectares"].sum() == pytest.approx(square_metres / 10_000, rel=1e-3)
+    assert all(f"{hectares:,.2f} ha" in shown.text for hectares in table["hectares"])
 
 
 def test_classes_of_one_raster_are_all_shown(tmp_path):

@@ -184,14 +184,14 @@ def _listed_area(study: Study, area: Area, close: Close) -> dict[str, Any]:
 def _figures(study: Study) -> list[tuple[str, str, str]]:
     """Name, figure and remark of what is worth knowing first."""
     compares, grid = study.result.compares, study.result.grid
-    changed = [each for each in study.areas if each.model_class.value not in study.same and each.pixels]
+    changed = [each for each in study.areas if each.model_class.value not in study.same]
     observed = sum(each.pixels for each in study.areas)
     share = facts.share_text(observed / (grid.shape.y * grid.shape.x))
     found = [("Observed", _sum(study.areas), f"{share} of the raster")]
     if compares:
         share = facts.share_text(sum(each.share for each in changed))
         found.insert(0, ("Changed", _sum(changed), f"{share} of the observed area"))
-    if changed:
+    if any(each.pixels for each in changed):
         most = max(changed, key=lambda each: each.share)
         found.append(("Most of it" if compares else "Largest class", most.model_class.name, _sum([most])))
     return found
