@@ -12,10 +12,11 @@ import pytest
 from geodl_dask.demo import prepare_demo
 
 README = Path(__file__).parent.parent / "README.md"
+RESULTS = README.parent / ".docs/results.md"
 
 
-def block(language: str, containing: str) -> str:
-    blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def block(language: str, containing: str, page: Path = README) -> str:
+    blocks = re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     (only,) = [each for each in blocks if containing in each]
     return only
 
@@ -39,11 +40,12 @@ def test_python_example_prints_what_the_readme_says(tmp_path):
     assert (tmp_path / "geodl-dask-demo/again.tif").exists()
 
 
-def test_results_are_looked_at_and_counted_as_the_readme_says(tmp_path):
+def test_results_are_looked_at_and_counted_as_the_front_page_and_the_guide_say(tmp_path):
     prepare_demo(tmp_path / "geodl-dask-demo")
     for date, name in ((2019, "from"), (2021, "to"), (2024, "from")):
         shutil.copy(tmp_path / f"geodl-dask-demo/{name}.tif", tmp_path / f"{date}.tif")
-    code = [block("python", part) for part in ("new_roads", "plot_change", "times_changed")]
+    code = [block("python", part) for part in ("new_roads", "plot_change")]
+    code += [block("python", part, RESULTS) for part in ("plot_change", "times_changed")]
     shown = "print(sorted(south['class']), len(largest), areas.loc[2021, 'pixels'].sum(), int(times_changed.max()))"
     example = subprocess.run(
         [sys.executable, "-c", "\n".join([*code, shown])], env={**os.environ, "MPLBACKEND": "agg"},
@@ -53,6 +55,7 @@ def test_results_are_looked_at_and_counted_as_the_readme_says(tmp_path):
     classes = ["Building removed", "New building", "New road", "No change", "Woods cleared"]
     assert example.stdout.splitlines()[-1] == f"{classes} 5 {1024 * 1536} 2"
     assert (tmp_path / "areas.gpkg").exists()
+    assert (tmp_path / "geodl-dask-demo/again.tif.html").exists()
 
 
 def test_files_that_the_readme_names_are_there():
