@@ -13,28 +13,42 @@ __version__ = version("geodl_dask")
 
 _HOMES = {
     "GeodlError": ".errors",
+    "change_polygons": ".vectors",
+    "change_table": ".report",
     "classify_raster": ".change",
     "connect": ".cluster",
     "deep_learning_model_to_ecd": ".ecd",
+    "describe_change": ".description",
     "detect_change": ".change",
     "finalize": ".finishing",
     "load_definition": ".definition",
     "model_info": ".inspection",
+    "open_change": ".results",
+    "pack_model": ".packing",
+    "plot_change": ".plot",
     "write_cog": ".cog",
+    "write_report": ".html_report",
     "write_zarr": ".zarr_store",
 }
 
 __all__ = [
     "GeodlError",
     "__version__",
+    "change_polygons",
+    "change_table",
     "classify_raster",
     "connect",
     "deep_learning_model_to_ecd",
+    "describe_change",
     "detect_change",
     "finalize",
     "load_definition",
     "model_info",
+    "open_change",
+    "pack_model",
+    "plot_change",
     "write_cog",
+    "write_report",
     "write_zarr",
 ]
 
@@ -43,10 +57,17 @@ if TYPE_CHECKING:
     from .cluster import connect
     from .cog import write_cog
     from .definition import load_definition
+    from .description import describe_change
     from .ecd import deep_learning_model_to_ecd
     from .errors import GeodlError
     from .finishing import finalize
+    from .html_report import write_report
     from .inspection import model_info
+    from .packing import pack_model
+    from .plot import plot_change
+    from .report import change_table
+    from .results import open_change
+    from .vectors import change_polygons
     from .zarr_store import write_zarr
 
 

@@ -127,7 +127,8 @@ def regular_blocks(change: xr.DataArray | xr.Dataset) -> da.Array:
         raise OutputError(f"What to write is a {type(change).__name__}; a DataArray as of detect_change is needed.")
     if change.dtype.kind not in "ui":
         raise OutputError(
-            f"The raster to write holds {change.dtype}; integers are needed, for instance by astype('uint8')."
+            f"The raster to write holds {change.dtype}; integers are needed, for instance by "
+            "fillna(255).astype('uint8')."
         )
     if change.dims != ("y", "x"):
         raise OutputError(

@@ -71,7 +71,7 @@ def detect_change(
     arguments : model arguments, ``"padding 64;batch_size 16"``, a dict or pairs.
     trust_code : whether Python code that the model brings may run.
     runner : who runs the model; ``"auto"`` is its own raster function where it names one, and is no change detector of
-        arcgis.learn's.
+        arcgis.learn's nor a package of `geodl_dask.pack_model`.
     processor : ``"auto"`` (a GPU where there is one), ``"cpu"`` or ``"gpu"``.
     chunks : side of a block in pixels, rounded down to whole strides of the model's tiles.
     from_bands, to_bands : numbers from 1 or names of the bands, in the order in which the model takes them; None: all.

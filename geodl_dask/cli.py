@@ -22,6 +22,8 @@ from dask.utils import parse_bytes
 
 from . import __version__
 from .cluster_options import cluster_options, take_cluster_config
+from .pack_command import pack_model_command
+from .report_command import report_command
 from .run_options import Bands, log_json, run_options, verbosity
 from .terminal import (
     Say,
@@ -280,6 +282,10 @@ def model_to_ecd_command(
             f"{ecd.path}: {ecd.classifier} model {ecd.model_name}, {len(ecd.classes)} classes, {size:,} bytes in "
             f"{time.perf_counter() - started:.1f} s"
         )
+
+
+cli.add_command(pack_model_command)
+cli.add_command(report_command)
 
 
 @cli.command("demo")

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from .classes import ClassTable
+from .composed import class_values, confidence_values
 from .errors import InferenceError, ModelArgumentError, OutputError
 
 CONFIDENCE = "confidence"
@@ -139,13 +140,17 @@ def join_layers(classes: np.ndarray, confidence: np.ndarray) -> np.ndarray:
 
 
 def layers_of(result: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, xr.DataArray | None]:
-    """The classes of a result, and their confidence where it has that. Raises OutputError for another Dataset."""
+    """The classes of a result, and their confidence where it has that; both as they are kept, if xarray made floats.
+
+    Raises OutputError for another Dataset.
+    """
     if not isinstance(result, xr.Dataset):
-        return result, None
+        return class_values(result) if isinstance(result, xr.DataArray) else result, None
     classes = [name for name in result.data_vars if name != CONFIDENCE]
     if len(classes) != 1:
         raise OutputError(
             f"The Dataset has the variables {', '.join(map(str, result.data_vars)) or 'none'}; classes and, beside "
             "them, confidence are needed, as of detect_change."
         )
-    return result[classes[0]], result.get(CONFIDENCE)
+    confidence = confidence_values(result[CONFIDENCE]) if CONFIDENCE in result else None
+    return class_values(result[classes[0]]), confidence

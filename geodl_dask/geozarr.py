@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import zarr_cm
 from odc.geo.geobox import GeoBox
 from pyproj import CRS
 
+_READERS_KEYS = {"_CRS", "coordinates", "grid_mapping", "zarr_conventions"}
+"""Attributes of a store by which readers find the place, and which xarray writes itself."""
 _PLACE_KEYS = {*zarr_cm.proj.CONVENTION_KEYS, *zarr_cm.spatial.CONVENTION_KEYS}
 
 
@@ -20,6 +23,12 @@ def array_attrs(attrs: Mapping[str, Any], grid: GeoBox) -> dict[str, Any]:
         shape=list(grid.shape), registration="pixel",
     )  # fmt: skip
     return dict(zarr_cm.insert_many(others, {"proj": _crs(grid), "spatial": spatial}))
+
+
+def without_place(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of a store's array without those that say where it lies, which do not hold for a part of it."""
+    kept = {key: value for key, value in attrs.items() if key not in _PLACE_KEYS | _READERS_KEYS}
+    return {key: value.item() if isinstance(value, np.generic) else value for key, value in kept.items()}
 
 
 def group_attrs(grid: GeoBox) -> dict[str, Any]:

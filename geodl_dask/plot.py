@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
 
-from .errors import MissingDependencyError
+from .classes import ClassTable
+from .errors import MissingDependencyError, RasterInputError
+from .results import ResultLike, coarse_view
 
 WIDTH_PX, DPI = 1600, 150
 MARGIN_IN, GAP_IN, TITLE_IN, LEGEND_IN, ROW_IN = 0.1, 0.1, 0.3, 0.4, 0.25
@@ -29,7 +32,85 @@ LEGEND_STYLE = {
     "columnspacing": 2.2,
 }
 
+DRAWN_PX, MOST_LISTED = 1024, 30
 Array = NDArray[Any]
+
+
+def plot_change(change: ResultLike, ax: Any = None, *, legend: bool = True, longest_px: int = DRAWN_PX) -> Any:
+    """Draw a result in the colours of its classes, on a map's axes; returns the matplotlib axes.
+
+    change : path of a result, or a DataArray or Dataset as of `detect_change` or `open_change`, also cut or masked. Of
+        a file no more is read than is drawn: its overviews, where it has them, in which each pixel is the most frequent
+        class below it. What is larger than 4,096 x 4,096 pixels and not computed yet is refused.
+    ax : where it is drawn; new axes where it is None. legend : whether the classes are named beside it; of more than 30
+        those that are seen. longest_px : of the longer side of what is drawn. Nodata is left transparent.
+    Raises RasterInputError or MissingDependencyError.
+    """
+    view = coarse_view(change, longest_px)
+    table = ClassTable.from_attrs(view.attrs)
+    if table is None:
+        raise RasterInputError(
+            "The raster has no class table in its attributes (flag_values, flag_colors, class_names)."
+        )
+    grid, seen = view.odc.geobox, set(np.unique(view.data).tolist())
+    classes = table.with_unlisted(seen - {view.attrs.get("_FillValue")}).classes
+    if ax is None:
+        ax = _load_pyplot().subplots(layout="constrained")[1]
+    _draw_map(ax, _show_indices(view.data, [each.value for each in classes]), [each.color for each in classes], grid)
+    if legend:
+        named = [each for each in classes if len(classes) <= MOST_LISTED or each.value in seen]
+        patch = _load_matplotlib().Patch
+        patches = [patch(label=each.name, fc=np.divide(each.color, 255), ec=EDGE) for each in named]
+        ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
+    return ax
+
+
+def _show_indices(values: Array, listed: Sequence[int]) -> Any:
+    """Positions in a list of class values, (y, x); masked where a value is none of them."""
+    order = np.argsort(listed)
+    places = np.searchsorted(listed, values, sorter=order).clip(max=len(listed) - 1)
+    indices = order[places]
+    return np.ma.masked_array(indices, np.asarray(listed)[indices] != values)
+
+
+def _draw_map(ax: Any, indices: Any, colors: Sequence[tuple[int, int, int]], grid: GeoBox) -> None:
+    """Pixels where the grid has them, which may be turned; degrees as wide as they are in the middle."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.transforms import Affine2D
+
+    (height, width), transform, box = grid.shape.yx, grid.transform, grid.boundingbox
+    place = Affine2D.from_values(
+        transform.a, transform.d, transform.b, transform.e, transform.c, transform.f
+    )  # fmt: skip
+    ax.imshow(
+        indices, ListedColormap(np.divide(colors, 255)), vmin=-0.5, vmax=len(colors) - 0.5, interpolation="nearest",
+        extent=(0, width, height, 0), transform=place + ax.transData,
+    )  # fmt: skip
+    is_in_degrees = grid.crs is not None and grid.crs.geographic
+    middle = np.clip((box.bottom + box.top) / 2, -89, 89)
+    ax.set(xlim=(box.left, box.right), ylim=(box.bottom, box.top))
+    ax.set_aspect(1 / np.cos(np.radians(middle)) if is_in_degrees else "equal")
+    ax.ticklabel_format(useOffset=False, style="plain")
+    ax.tick_params(axis="x", labelrotation=30)
+    if grid.crs is not None:
+        ax.set(**{f"{axis}label": f"{each.name} ({each.unit_name})" for axis, each in _axes_of(grid)})
+
+
+def _axes_of(grid: GeoBox) -> Iterator[tuple[str, Any]]:
+    """The CRS's own axes by those of the map."""
+    for each in grid.crs.proj.axis_info:  # type: ignore[union-attr]
+        if each.direction in ("east", "west"):
+            yield "x", each
+        elif each.direction in ("north", "south"):
+            yield "y", each
+
+
+def _load_pyplot() -> Any:
+    """The part of matplotlib that shows figures in a notebook or a window."""
+    _load_matplotlib()
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def save_change_picture(

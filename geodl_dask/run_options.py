@@ -81,7 +81,7 @@ def run_options(command: Any) -> Any:
         click.option(
             "--runner", type=click.Choice(["auto", "native", "raster-function"]), default="auto", show_default=True,
             help="Who runs the model: its own raster function, or geodl-dask; auto is the former where there is one, "
-            "except for change detectors of arcgis.learn.",
+            "except for change detectors of arcgis.learn and packages of pack-model.",
         ),
         click.option(
             "--processor-type", type=click.Choice(["auto", "cpu", "gpu"], case_sensitive=False), default="auto",

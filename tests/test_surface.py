@@ -13,7 +13,8 @@ import geodl_dask
 HEAVY = ("torch", "rasterio", "rioxarray", "osgeo", "odc", "distributed", "onnxruntime", "matplotlib")
 CONTRACT = {
     *("GeodlError", "__version__", "classify_raster", "connect", "deep_learning_model_to_ecd", "detect_change"),
-    *("finalize", "load_definition", "model_info", "write_cog", "write_zarr"),
+    *("change_polygons", "change_table", "describe_change", "finalize", "load_definition", "model_info"),
+    *("open_change", "pack_model", "plot_change", "write_cog", "write_report", "write_zarr"),
 }
 
 

@@ -88,6 +88,21 @@ def _open_self_contained(dataset: str, **options: Any) -> Any:
         ) from error
 
 
+def holds_its_pixels(dataset: str) -> bool:
+    """Whether a file is in a format that holds its pixels, so that whoever made it cannot let this machine call others.
+
+    A virtual raster does not, whatever its name ends in, nor does a raster with one beside it as its overviews or mask.
+    """
+    try:
+        with _open_self_contained(dataset) as found:
+            for beside in found.files[1:]:
+                if beside.lower().endswith(SIDECARS):
+                    _require_self_contained(beside)
+    except (rasterio.errors.RasterioError, RasterInputError):
+        return False
+    return True
+
+
 def _require_self_contained(sidecar: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # it is nowhere

@@ -20,6 +20,9 @@ from ..errors import ModelArgumentError, ModelDefinitionError, UntrustedCodeErro
 from ..model_files import require_unchanged
 from ..tiling import TileSpec
 
+OWN_FUNCTION = "GeodlDaskFunction.py"
+"""The raster function that `geodl_dask.packing` puts into packages."""
+
 Device = Literal["cpu", "cuda"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -127,14 +130,17 @@ class Runner(Protocol):
 def choose_kind(definition: ModelDefinition, runner: str = "auto") -> Literal["native", "raster-function"]:
     """Who runs this model: ``runner`` if it can, by default the model's own function where it names one.
 
-    By default we run what arcgis.learn trained for change detection, whose function is always the same.
+    By default we run what arcgis.learn trained for change detection, whose function is always the same, and what
+    `geodl_dask.packing` wrote, whose function is ours. Neither weakens trust: run natively, none of the model's Python
+    is, whatever stands in the file that the definition names.
 
     Raises ModelDefinitionError where the definition has not what that runner needs.
     """
     from .change_detector import is_at_home
 
     has_function = definition.inference_function_name is not None
-    if runner == "raster-function" or (runner == "auto" and has_function and not is_at_home(definition)):
+    is_ours = _is_packed(definition) or is_at_home(definition)
+    if runner == "raster-function" or (runner == "auto" and has_function and not is_ours):
         if not has_function:
             raise ModelDefinitionError(
                 f"{definition.source} names no InferenceFunction, so there is no raster function to run. Use "
@@ -144,6 +150,12 @@ def choose_kind(definition: ModelDefinition, runner: str = "auto") -> Literal["n
     if runner not in ("auto", "native"):
         raise ModelDefinitionError(f"runner is {runner!r}; auto, native or raster-function is needed.")
     return "native"
+
+
+def _is_packed(definition: ModelDefinition) -> bool:
+    """Whether the definition says in our terms all that the function which it names would do, for a file we can run."""
+    is_described = definition.inference_function_name == OWN_FUNCTION and "GeodlDask" in definition.keys
+    return is_described and _file_format(definition) in ("torch", "onnx")
 
 
 def carries_code(definition: ModelDefinition, kind: str) -> bool:

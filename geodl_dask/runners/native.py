@@ -303,7 +303,7 @@ def _normalisation(spec: RunnerSpec, channels: int) -> tuple[np.ndarray, np.ndar
         half = len(native.mean or native.std or ())
         shift, scale = np.array(native.mean or [0.0] * half), np.array(native.std or [1.0] * half)
     elif isinstance(stats, dict):
-        shift, scale = _from_statistics(stats, definition)
+        shift, scale = statistics_of(stats, definition)
     elif definition.data_range and np.issubdtype(pixel_type, np.integer):
         (low, high), kind = definition.data_range, np.iinfo(pixel_type)
         scale = np.array([(kind.max - kind.min) / (high - low)])
@@ -321,7 +321,8 @@ def _normalisation(spec: RunnerSpec, channels: int) -> tuple[np.ndarray, np.ndar
     return shift.astype(np.float32), scale.astype(np.float32)
 
 
-def _from_statistics(stats: dict[str, Any], definition: ModelDefinition) -> tuple[np.ndarray, np.ndarray]:
+def statistics_of(stats: dict[str, Any], definition: ModelDefinition) -> tuple[np.ndarray, np.ndarray]:
+    """(shift, scale) that the ``NormalizationStats`` of a definition mean, one each per band of one date."""
     keys = ["band_min_values", "band_max_values"]
     if stats.get("scaled_mean_values") and stats.get("scaled_std_values"):
         keys += ["scaled_mean_values", "scaled_std_values"]
