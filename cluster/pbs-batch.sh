@@ -23,7 +23,7 @@ memory=16GB                       # of each: mem shared among them
 set_up() { # what each node needs, because neither qsub nor pbsdsh hands on your login shell's environment
     # module load cuda
     # source /path/to/venv/bin/activate
-    export DASK_LOGGING__DISTRIBUTED=warning
+    export DASK_LOGGING__DISTRIBUTED=warning MALLOC_ARENA_MAX=1 # the latter: workers keep the memory they free
 }
 
 if [ "${1:-}" = workers ]; then # started on each node by pbsdsh below

@@ -23,7 +23,7 @@ set -euo pipefail
 # module load cuda
 # source /path/to/venv/bin/activate
 
-export DASK_LOGGING__DISTRIBUTED=warning
+export DASK_LOGGING__DISTRIBUTED=warning MALLOC_ARENA_MAX=1 # the latter: workers keep the memory they free
 # All nodes see this file. Each start has its own: after a requeue a worker must not look for the scheduler before.
 scheduler_file=$(mktemp "$PWD/.geodl-dask-$SLURM_JOB_ID-XXXX.json")
 trap 'rm -f "$scheduler_file"; kill $(jobs -p) 2>/dev/null || true' EXIT

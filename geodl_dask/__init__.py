@@ -5,9 +5,16 @@ Importing this package loads neither torch nor GDAL; each name is loaded when it
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+with suppress(ImportError):  # python -m geodl_dask.ecd needs nothing but Python
+    from dask.config import update_defaults
+
+    # Worker processes that are begun from here on keep the memory that networks free (see `allocator`).
+    update_defaults({"distributed": {"nanny": {"pre-spawn-environ": {"MALLOC_ARENA_MAX": 1}}}})
 
 __version__ = version("geodl_dask")
 

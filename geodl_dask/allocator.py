@@ -22,8 +22,8 @@ _SHORTAGES = "allocate memory", "out of memory", "not enough memory", "bad_alloc
 def keep_freed_memory() -> None:
     """From now on this process keeps up to 2 GiB that it has freed. Does nothing where the C library is not glibc.
 
-    Threads begun before may have a part of the heap of their own, in which nothing above 64 MB can be kept; so call it
-    before work is handed to threads.
+    Where other threads have begun before, later ones too may get a part of the heap of their own, in which nothing
+    above 64 MB can be kept; so call it first, or have the process begin with MALLOC_ARENA_MAX=1, as our workers do.
     """
     if not _is_glibc():
         return

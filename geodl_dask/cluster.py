@@ -19,7 +19,6 @@ from distributed import Client, Worker, WorkerPlugin
 from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.registry import get_backend
 
-from .allocator import keep_freed_memory
 from .cluster_config import CLUSTERS, GPU_WORKER_THREADS, ClusterConfig, read_cluster_config
 from .devices import visible_gpus, worker_gpus
 from .errors import DeviceError, RequestError
@@ -206,17 +205,13 @@ class _OneGpuEach(WorkerPlugin):
 
 
 class _LocalWorker(WorkerPlugin):
-    """Ctrl-C reaches every process of a terminal: worker processes leave it to the client, which closes them.
-
-    And the memory that networks free is kept, which must be settled before there are threads.
-    """
+    """Ctrl-C reaches every process of a terminal: worker processes leave it to the client, which closes them."""
 
     name = "local-worker"
 
     def setup(self, worker: Worker) -> None:
         """Runs in the main thread of a worker process."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        keep_freed_memory()
 
 
 def dashboard_of(client: Client) -> str | None:

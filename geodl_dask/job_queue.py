@@ -42,6 +42,8 @@ LEAVE_EARLY_S = 300
 """How long before its walltime a job's workers leave at the most; a fifth of a short walltime."""
 SCHEDULER = "tcp://SCHEDULER:PORT"
 """Stands in a script for the address that is known once a scheduler runs."""
+_KEEPS_FREED_MEMORY = "export MALLOC_ARENA_MAX=1"
+"""Lets `allocator` have the processes of a job keep what networks free."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,10 @@ def job_options(config: ClusterConfig) -> dict[str, Any]:
     booked = config.cores or threads
     memory = config.memory or _of_site(config, "memory") or f"{booked * parse_bytes(MEMORY_PER_CORE)}B"
     walltime = config.walltime or _of_site(config, "walltime")
+    prologue = [*(config.setup_lines or _of_site(config, "job-script-prologue") or ()), _KEEPS_FREED_MEMORY]
     options = {
         "cores": threads, "processes": config.processes, "memory": memory, "walltime": walltime, "queue": config.queue,
-        "interface": config.interface, "job_script_prologue": list(config.setup_lines) or None,
+        "interface": config.interface, "job_script_prologue": prologue,
         "job_name": "geodl-dask",
         "worker_extra_args": [
             "--no-dashboard", *(_of_site(config, "worker-extra-args") or ()), *_leave_before(walltime)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -105,12 +106,13 @@ def test_what_the_site_has_settled_for_dask_is_kept_unless_said_otherwise():
         "worker-extra-args": ["--resources", "a=1"], "job-extra-directives": ["--qos=low"],
         "job-script-prologue": ["source /site.sh"],
     }  # fmt: skip
+    importlib.import_module("dask_jobqueue")  # which tells Dask of its own settings
     with dask.config.set({"jobqueue.slurm": {**dask.config.get("jobqueue.slurm"), **site}}):
         script = job_queue.job_script(read_cluster_config({"cluster": "slurm", "directives": ["--nice"]}))
         said = job_queue.job_script(read_cluster_config({"cluster": "slurm", "cores": 2, "setup_lines": ["here"]}))
     for line in ("--cpus-per-task=7\n", "--mem=70G\n", "-t 10:00:00\n", "-p site\n", "--qos=low\n#SBATCH --nice\n"):
         assert f"#SBATCH {line}" in script
-    assert "\nsource /site.sh\n" in script
+    assert "\nsource /site.sh\nexport MALLOC_ARENA_MAX=1\n" in script
     assert "--resources a=1 --lifetime 35700s" in script
     assert "--cpus-per-task=2\n" in said
     assert "\nhere\n" in said

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
+import resource
 import signal
 import socket
 import subprocess
@@ -320,6 +323,32 @@ def test_gpu_that_only_the_workers_can_have_is_planned_for_where_there_is_none(t
         with pytest.raises(DeviceError, match=r"Worker 0 .* cannot begin: A GPU was asked for, and torch sees none"):
             gd.write_zarr(change, tmp_path / "change.zarr")
     assert not list(tmp_path.glob("change.zarr*"))
+
+
+def page_faults_of_taking_memory() -> int:
+    """Of 100 MB that are taken, used and freed, again and again."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.c_size_t],
+        [ctypes.c_void_p],
+    )
+    faults = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        taken = libc.malloc(100 << 20)
+        ctypes.memset(taken, 1, 100 << 20)
+        libc.free(taken)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return faults[-1]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_threads_of_a_users_own_workers_keep_the_memory_that_they_free(tmp_path, pair, models):
+    with processes(1) as client:
+        assert client.submit(page_faults_of_taking_memory, pure=False).result() > 10_000
+        gd.write_zarr(gd.detect_change(*pair, models["pt"]), tmp_path / "change.zarr")
+        assert client.submit(page_faults_of_taking_memory, pure=False).result() < 1_000
 
 
 # Workers that come and go, or fail
