@@ -433,6 +433,15 @@ def test_worker_processes_give_the_same_pixels(inputs, tmp_path, monkeypatch):
     np.testing.assert_array_equal(read(inside), read(outside))
 
 
+def test_help_tells_each_command_whole_and_words_as_they_are_to_be_written():
+    listed = CliRunner().invoke(cli, ["--help"], terminal_width=80).stdout
+    assert "detect-change" in listed
+    assert "..." not in listed.partition("Commands:")[2]
+    told = CliRunner().invoke(cli, ["detect-change", "--help"]).stdout
+    assert "--tile-size PX|auto|model" in told
+    assert "--chunks PX|auto" in told
+
+
 def test_model_as_json_text_and_arguments_are_obeyed(inputs, models, tmp_path):
     text = json.loads(models["pt"].read_text())
     text["ModelFile"] = str(models["pt"].with_name("toy.pt"))
