@@ -80,6 +80,7 @@ def inputs(tmp_path_factory, pair, models, pixels) -> dict[str, str]:
         "five-bands": str(write_raster(folder / "five_bands.tif", np.concatenate([pixels[0], pixels[1][:2]]))),
         "code": str(write_definition(folder / "code.emd", InferenceFunction="function.py")),
         "broken": str(folder / "broken.emd"),
+        "no-file": str(write_definition(folder / "no_file.emd", ModelFile="gone.pt2")),
         "folder": str(folder),
     }
 
@@ -144,6 +145,7 @@ ASKED_WRONGLY = {
     "code without trust": ({"model": "code"}, (), "--trust-code"),
     "no function to run": ({}, ("--runner", "raster-function"), "names no InferenceFunction"),
     "missing model": ({"model": "nowhere.emd"}, (), "nowhere.emd"),
+    "missing model file": ({"model": "no-file"}, (), "names the ModelFile 'gone.pt2', and "),
     "broken .emd": ({"model": "broken"}, (), "broken.emd"),
     "broken JSON text": ({"model": '{"ImageHeight": 16,'}, (), "JSON"),
     "chunks of nothing": ({}, ("--chunks", "0"), "chunks"),
