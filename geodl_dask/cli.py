@@ -54,7 +54,7 @@ def cli() -> None:
     """Deep-learning change detection between two rasters of any size."""
 
 
-@cli.command("detect-change")
+@cli.command("detect-change", short_help="Classify what changed between two rasters.")
 @click.argument("from_raster", metavar="FROM")
 @click.argument("to_raster", metavar="TO")
 @click.argument("output", metavar="OUT")
@@ -75,7 +75,7 @@ def detect_change_command(from_raster: str, to_raster: str, output: str, model: 
         _run(partial(detect_change, from_raster, to_raster, model), output, places, say, **options)
 
 
-@cli.command("classify")
+@cli.command("classify", short_help="Classify each pixel of one raster.")
 @click.argument("raster", metavar="RASTER")
 @click.argument("output", metavar="OUT")
 @click.argument("model", metavar="MODEL")
@@ -216,7 +216,7 @@ def _reported(path: Path | None) -> Iterator[None]:
                 log.warning("The performance report %s could not be written: %s", path, error)
 
 
-@cli.command("finalize")
+@cli.command("finalize", short_help="Make one result of what runs with --shard have computed.")
 @click.argument("output", metavar="OUT")
 @log_json
 @verbosity
@@ -240,7 +240,7 @@ def finalize_command(output: str, log_json: Path | None, quiet: bool, verbose: i
             print_summary(change, written, seconds)
 
 
-@cli.command("model-info")
+@cli.command("model-info", short_help="Say what a model is, and which arguments it takes.")
 @click.argument("model", metavar="MODEL")
 @click.option(
     "--trust-code", is_flag=True, help="The model's raster function may run, to say which arguments it takes."
@@ -259,7 +259,7 @@ def model_info_command(model: str, trust_code: bool, as_json: bool) -> None:
             print_model(info)
 
 
-@cli.command("model-to-ecd")
+@cli.command("model-to-ecd", short_help="Put a model into an Esri classifier definition (.ecd).")
 @click.argument("model_file", metavar="MODEL_FILE")
 @click.argument("class_info", metavar="CLASS_INFO.json")
 @click.argument("output", metavar="OUT.ecd")
@@ -288,7 +288,7 @@ cli.add_command(pack_model_command)
 cli.add_command(report_command)
 
 
-@cli.command("demo")
+@cli.command("demo", short_help="Detect change between two images that come along.")
 @click.argument("folder", metavar="[DIR]", default="geodl-dask-demo", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier demo left in DIR.")
 @verbosity
@@ -319,7 +319,7 @@ def demo_command(folder: Path, overwrite: bool, quiet: bool, verbose: int) -> No
         out.print("Files: " + ", ".join(str(path) for path in demo.files))
 
 
-@cli.command("cluster-script")
+@cli.command("cluster-script", short_help="Print the job of a queue; submit nothing.")
 @cluster_options
 def cluster_script_command(**options: Any) -> None:
     """Print the script that would be submitted to a job queue for each job of workers. Submits nothing."""

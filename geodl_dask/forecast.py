@@ -176,7 +176,7 @@ def _prediction_bytes(inference: Inference) -> int | None:
 
 
 def _why(chunks: int | Literal["auto"], stride_yx: list[int]) -> str:
-    whole = f"whole strides of {stride_yx[0]} x {stride_yx[1]} pixels"
+    whole = f"rounded down to whole strides of {stride_yx[0]} x {stride_yx[1]} pixels"
     if chunks == "auto":
-        return f"a sixteenth of the raster, but 512 to 2,048 pixels a side, in {whole}; --chunks sets another"
-    return f"--chunks {chunks}, in {whole}"
+        return f"a sixteenth of the raster, but 512 to 2,048 pixels a side, {whole}; --chunks sets another"
+    return f"--chunks {chunks}, {whole}"

@@ -28,7 +28,7 @@ class _Numbers(click.ParamType[Any]):
         return numbers[0] if isinstance(numbers, list) and len(numbers) == 1 else numbers
 
 
-@click.command("pack-model")
+@click.command("pack-model", short_help="Put a network into a deep learning package (.dlpk).")
 @click.argument("model_file", metavar="MODEL_FILE")
 @click.argument("output", metavar="OUT.dlpk")
 @click.option(

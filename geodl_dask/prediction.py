@@ -47,8 +47,12 @@ def plan_prediction(
         raise TileGeometryError(
             f"tile_size is {tile_size}; the raster function of {spec.definition.source} has its own."
         )
-    if run == 1 or (tile_size == "auto" and math.prod(counts) < FEW_TILES):
+    if run == 1:
         return Prediction(account=f"tiles of {_size(tile)}, one by one")
+    if tile_size == "auto" and math.prod(counts) < FEW_TILES:
+        return Prediction(
+            account=f"tiles of {_size(tile)}, one by one: with fewer than {FEW_TILES} a probe does not pay"
+        )
     found = _probe(model, spec, processor, stack, run)
     if found.obstacle is None:
         large = TileRun(0, 0, run, run).merged(tile)

@@ -11,7 +11,7 @@ from .run_options import Bands
 from .terminal import err, manners, out
 
 
-@click.command("report")
+@click.command("report", short_help="Write a result as one HTML file to look at.")
 @click.argument("result", metavar="RESULT")
 @click.argument("output", metavar="[OUT.html]", required=False)
 @click.option("--from-raster", metavar="RASTER", help="The earlier image, if it is not where the result's record says.")

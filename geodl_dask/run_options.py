@@ -13,9 +13,14 @@ from .cluster_options import cluster_options
 class _Pixels(click.ParamType[Any]):
     """A number of pixels, or a word."""
 
+    name = "pixels"
+
     def __init__(self, *words: str) -> None:
         self._words = words
-        self.name = "|".join(["PX", *words])
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """The words as they are to be written; click shows a type's name in capitals."""
+        return "|".join(["PX", *self._words])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value in self._words or isinstance(value, int):

@@ -224,6 +224,8 @@ def print_forecast(told: Forecast, room: Room, *, free_bytes: int) -> None:
     (rows, cols), (height, width) = told.blocks_yx, told.block_yx
     of_shard = f" of shard {told.shard}" if told.shard != "1/1" else ""
     limit = f" and {_size(room.memory_bytes)}" if room.memory_bytes else ""
+    took = told.prediction_bytes
+    predicting = f"a prediction takes {_size(took)} by the probe" if took else "what a prediction takes was not probed"
     lines = {
         "Grid": told.grid,
         "Blocks": f"{rows} x {cols} of up to {height} x {width} pixels: {told.block_why}",
@@ -235,8 +237,7 @@ def print_forecast(told: Forecast, room: Room, *, free_bytes: int) -> None:
         "To write": f"up to {_size(told.result_bytes)} of pixels, before they are compressed; {_size(free_bytes)} of "
         "the disk are free",
         "Workers": f"{room.workers} with {room.threads} thread(s){limit} each",
-        "Memory": f"{room.threads} block(s) at once in a worker, of {_size(told.block_bytes)} as pixels; a prediction "
-        f"takes {_size(told.prediction_bytes)} by the probe",
+        "Memory": f"{room.threads} block(s) at once in a worker, of {_size(told.block_bytes)} as pixels; {predicting}",
         "Time": "a run tells it once its first blocks are done",
     }
     facts = Table(box=None, show_header=False, pad_edge=False)

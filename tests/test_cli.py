@@ -80,6 +80,7 @@ def inputs(tmp_path_factory, pair, models, pixels) -> dict[str, str]:
         "five-bands": str(write_raster(folder / "five_bands.tif", np.concatenate([pixels[0], pixels[1][:2]]))),
         "code": str(write_definition(folder / "code.emd", InferenceFunction="function.py")),
         "broken": str(folder / "broken.emd"),
+        "no-file": str(write_definition(folder / "no_file.emd", ModelFile="gone.pt2")),
         "folder": str(folder),
     }
 
@@ -144,6 +145,7 @@ ASKED_WRONGLY = {
     "code without trust": ({"model": "code"}, (), "--trust-code"),
     "no function to run": ({}, ("--runner", "raster-function"), "names no InferenceFunction"),
     "missing model": ({"model": "nowhere.emd"}, (), "nowhere.emd"),
+    "missing model file": ({"model": "no-file"}, (), "names the ModelFile 'gone.pt2', and "),
     "broken .emd": ({"model": "broken"}, (), "broken.emd"),
     "broken JSON text": ({"model": '{"ImageHeight": 16,'}, (), "JSON"),
     "chunks of nothing": ({}, ("--chunks", "0"), "chunks"),
@@ -431,6 +433,15 @@ def test_worker_processes_give_the_same_pixels(inputs, tmp_path, monkeypatch):
     assert detect(inputs, outside, "--chunks", "48", "--workers", "2").exit_code == 0
     assert [len(processes) for processes in asked] == [0, 2]
     np.testing.assert_array_equal(read(inside), read(outside))
+
+
+def test_help_tells_each_command_whole_and_words_as_they_are_to_be_written():
+    listed = CliRunner().invoke(cli, ["--help"], terminal_width=80).stdout
+    assert "detect-change" in listed
+    assert "..." not in listed.partition("Commands:")[2]
+    told = CliRunner().invoke(cli, ["detect-change", "--help"]).stdout
+    assert "--tile-size PX|auto|model" in told
+    assert "--chunks PX|auto" in told
 
 
 def test_model_as_json_text_and_arguments_are_obeyed(inputs, models, tmp_path):

@@ -95,7 +95,9 @@ def test_what_the_function_prints_is_not_in_the_json(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):
-    assert "gone.pt (not found)" in run(write_definition(tmp_path / "m.emd", ModelFile="gone.pt"))
+    printed = run(write_definition(tmp_path / "m.emd", ModelFile="gone.pt"))
+    assert "gone.pt (not found)" in printed
+    assert "nobody here: it names the ModelFile 'gone.pt'" in printed
 
 
 def test_a_broken_definition_ends_in_one_message(tmp_path):

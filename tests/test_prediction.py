@@ -174,7 +174,8 @@ def test_few_tiles_are_not_worth_a_probe(rasters, model, monkeypatch):
     monkeypatch.setattr("geodl_dask.prediction._probe", None)
     extent = gd.detect_change(*rasters, model(Counting()), tile_size="model").odc.geobox[:80, :80].extent.boundingbox
     change = gd.detect_change(*rasters, model(Counting()), extent=tuple(extent))
-    assert change.attrs["prediction"] == "tiles of 32 x 32 pixels, one by one"
+    account = "tiles of 32 x 32 pixels, one by one: with fewer than 128 a probe does not pay"
+    assert change.attrs["prediction"] == account
 
 
 def test_an_unreadable_centre_is_no_reason_to_refuse_the_run(rasters, model, tmp_path):

@@ -623,6 +623,28 @@ def test_variables_keep_their_nodata_and_scale_as_bands(image):
         open_raster(dataset, bands=["c", "a"])
 
 
+def test_a_band_that_is_taken_for_alpha_is_named(tmp_path, image):
+    near_infrared = np.full((1, *SHAPE[1:]), 90, np.uint8)
+    path = write_raster(tmp_path / "rgbn.tif", np.concatenate([image, near_infrared]))  # GDAL marks it so unasked
+    (account, _) = open_pair(str(path), str(path)).accounts
+    assert "GeoTIFF with alpha in band 4, 3 band(s) of uint8" in account
+    with pytest.raises(BandCountError, match=r"Band 4 is marked as alpha.* --colorinterp red,green,blue,nir"):
+        open_raster(path, bands=[1, 2, 4])
+    with rasterio.open(path, "r+") as dataset:
+        dataset.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.nir]
+    assert open_raster(path, bands=[1, 2, 4]).band_names == ("red", "green", "nir")
+    with pytest.raises(BandCountError, match=r"4 \(nir\)\.$"):
+        open_raster(path, bands=[5])
+
+
+def test_dates_of_different_pixel_types_are_warned_of(tmp_path, image, caplog):
+    path = write_raster(tmp_path / "a.tif", image)
+    open_pair(str(path), str(path))
+    assert not caplog.messages
+    open_pair(str(path), str(write_raster(tmp_path / "b.tif", image.astype(np.uint16))))
+    assert "from_raster has pixels of uint8, to_raster of uint16" in caplog.text
+
+
 def test_alpha_and_nodata_both_make_invalid(tmp_path, image):
     alpha = (image[:1] % 5 != 0).astype(np.uint8) * 255
     path = write_raster(tmp_path / "both.tif", np.concatenate([image, alpha]), nodata=3, photometric="RGB", alpha="YES")

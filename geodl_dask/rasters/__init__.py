@@ -6,6 +6,7 @@ graph (`RasterArray`).
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -35,6 +36,8 @@ __all__ = [
     "Bands", "Chunks", "GridOptions", "GridRequest", "Raster", "RasterArray", "RasterFile", "RasterLike", "RasterStack",
     "WindowedRaster", "arrays_of", "open_pair", "open_raster", "open_single", "request_grid",
 ]  # fmt: skip
+
+log = logging.getLogger(__name__)
 
 Raster = WindowedRaster | RasterArray
 SCALE_ATTRIBUTES = ("scale_factor", "add_offset", "scales", "offsets")
@@ -131,6 +134,11 @@ def open_pair(
             f"{len(after.band_names)} ({', '.join(after.band_names)}); both dates need the same bands in the same "
             "order. Choose them by number or name: --from-bands, --to-bands (from_bands=, to_bands=)."
         )
+    if before.dtype != after.dtype:
+        log.warning(
+            "from_raster has pixels of %s, to_raster of %s, and the model is given both as they are. Do they have the "
+            "same units?", before.dtype, after.dtype,
+        )  # fmt: skip
     return _stack({"from_raster": before, "to_raster": after}, request or GridRequest(), mask)
 
 

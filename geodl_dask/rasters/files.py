@@ -131,9 +131,10 @@ def _describe(dataset: Any, source: Source, text: str, role: str, wanted: Bands)
     )
     if not numbers:
         raise RasterInputError(f"{name} has no bands with pixels; integers or real numbers are needed.")
+    alpha = next(iter(set(dataset.indexes) - set(numbers)), None)
     palette = _palette(dataset, numbers, wanted)
     names = ("red", "green", "blue") if palette else tuple(_band_name(dataset, band) for band in numbers)
-    chosen = numbers if palette else tuple(numbers[each] for each in choose_bands(wanted, names, name))
+    chosen = numbers if palette else tuple(numbers[each] for each in choose_bands(wanted, names, name, alpha=alpha))
     stored = require_real(np.result_type(*(dataset.dtypes[band - 1] for band in chosen)), name)
     scaling = tuple((dataset.scales[band - 1], dataset.offsets[band - 1]) for band in chosen)
     has_nodata = any(MaskFlags.nodata in dataset.mask_flag_enums[band - 1] for band in chosen)
@@ -141,7 +142,7 @@ def _describe(dataset: Any, source: Source, text: str, role: str, wanted: Bands)
     return RasterFile(
         name=text,
         dataset=source.dataset,
-        kind=source.kind or DRIVERS.get(dataset.driver, dataset.driver),
+        kind=source.kind or _kind_of_file(dataset, alpha),
         grid=grid,
         bands=chosen,
         band_names=names if palette else tuple(names[numbers.index(band)] for band in chosen),
@@ -149,8 +150,14 @@ def _describe(dataset: Any, source: Source, text: str, role: str, wanted: Bands)
         all_valid=all(MaskFlags.all_valid in dataset.mask_flag_enums[band - 1] for band in chosen),
         scaling=scaling if is_scaled else (),
         palette=palette,
-        alpha=next(iter(set(dataset.indexes) - set(numbers)), None) if has_nodata else None,
+        alpha=alpha if has_nodata else None,
     )
+
+
+def _kind_of_file(dataset: Any, alpha: int | None) -> str:
+    """Its format, and the band that is no pixels: near infrared is often marked as alpha, as GDAL marks a fourth."""
+    kind = DRIVERS.get(dataset.driver, dataset.driver)
+    return f"{kind} with alpha in band {alpha}" if alpha else kind
 
 
 def _grid_of(dataset: Any, name: str, text: str) -> GeoBox:

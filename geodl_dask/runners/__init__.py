@@ -16,7 +16,7 @@ import numpy as np
 
 from ..definition import ModelDefinition
 from ..ecd import sniff_model
-from ..errors import ModelArgumentError, ModelDefinitionError, UntrustedCodeError
+from ..errors import ModelArgumentError, ModelDefinitionError, ModelFileError, UntrustedCodeError
 from ..model_files import require_unchanged
 from ..tiling import TileSpec
 
@@ -216,12 +216,24 @@ def obstacle(definition: ModelDefinition, kind: str) -> str | None:
     if kind == "native" and file_format == "change-detector":
         from .change_detector import obstacle as obstacle_of_detector
 
-        return obstacle_of_detector(definition)
-    if kind == "raster-function" or file_format is not None:
+        return obstacle_of_detector(definition) or _missing_file(definition)
+    if kind == "raster-function":
         return None
+    if file_format is not None:
+        return _missing_file(definition)
     return (
         f"names no InferenceFunction, and its ModelFile is {definition.keys.get('ModelFile')!r}; a TorchScript (.pt), "
         "torch.export (.pt2), ONNX (.onnx) or Keras (.keras) file is needed to run it without one."
+    )
+
+
+def _missing_file(definition: ModelDefinition) -> str | None:
+    """That the model's file is not there, as the rest of a sentence about it; None where it is."""
+    if not definition.model_file or Path(definition.model_file).exists():
+        return None
+    return (
+        f"names the ModelFile {definition.keys.get('ModelFile')!r}, and {definition.model_file} is not there. Put it "
+        "there, or give the whole package (.dlpk)."
     )
 
 
@@ -256,6 +268,8 @@ def load_runner(spec: RunnerSpec) -> Runner:
         from .raster_function import RasterFunctionRunner
 
         return RasterFunctionRunner(spec)
+    if missing := _missing_file(spec.definition):
+        raise ModelFileError(f"{spec.definition.source} {missing}")
     file_format = _file_format(spec.definition)
     if file_format == "change-detector":
         from .change_detector import load_change_detector
