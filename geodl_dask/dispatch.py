@@ -118,9 +118,9 @@ def _active_client() -> Iterator[Client]:
 
 
 def _own_client() -> Client:
-    """Workers in this process."""
+    """Workers in this process. Dask would pause them for all that it holds, and for ever: no block is kept in it."""
     return Client(
-        processes=False, n_workers=1, threads_per_worker=CPU_COUNT, set_as_default=False,
+        processes=False, n_workers=1, threads_per_worker=CPU_COUNT, set_as_default=False, memory_pause_fraction=False,
         # No dashboard; but without an address distributed takes port 8787, and warns where that is in use.
         dashboard_address="127.0.0.1:0",
         scheduler_kwargs={"dashboard": False},

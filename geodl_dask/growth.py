@@ -105,7 +105,8 @@ def _enter_alone(held: ExitStack, out: Path, started: Manifest, *, resume: bool,
     if resume and has_parts:
         found = Manifest.read(partial / PARTS_MANIFEST)
         require_same(found, started.asked, partial, same_pixels=same_pixels)
-        growth = Growth(partial / cast("Manifest", found).parts, cast("Manifest", found), lambda: True)
+        growth = _goes_on(partial, cast("Manifest", found))
+        growth.has_finished = lambda: True
     else:
         _clear(partial, out)
         growth = _begin(partial, started)
@@ -123,7 +124,7 @@ def _enter_beside(held: ExitStack, out: Path, started: Manifest, shard: Shard, *
     with whole.entered(f"writing {out}"):  # which a run of all blocks holds until it ends
         whole.require_vacant_elsewhere(f"writing {out}")
         found = Manifest.read(partial / PARTS_MANIFEST)
-        growth = _begin(partial, started) if found is None else Growth(partial / found.parts, found)
+        growth = _begin(partial, started) if found is None else _goes_on(partial, found)
     require_same(growth.started, started.asked, partial, same_pixels=same_pixels, else_=f"remove {partial}")
     if growth.started.shards != shard.count:
         begun = f"in {growth.started.shards} shards" if growth.started.shards else "by a run without shards"
@@ -132,6 +133,17 @@ def _enter_beside(held: ExitStack, out: Path, started: Manifest, shard: Shard, *
         )
     growth.has_finished = lambda: True
     return growth
+
+
+def _goes_on(partial: Path, found: Manifest) -> Growth:
+    """What an earlier run has begun. Raises OutputExistsError where its blocks are not where its manifest says."""
+    there = sorted(parts.name for parts in partial.glob("parts-*") if parts.is_dir())
+    if there and found.parts not in there:
+        raise OutputExistsError(
+            f"{partial} has finished blocks in {', '.join(there)}, and its manifest says {found.parts!r}. Mend the "
+            "manifest, or remove the folder and begin anew."
+        )
+    return Growth(partial / found.parts, found)
 
 
 def _begin(partial: Path, started: Manifest) -> Growth:
@@ -154,7 +166,8 @@ def _post_of(partial: Path, number: int) -> Post:
 
 def _shards_in(partial: Path) -> list[int]:
     """Numbers of the shards that have been at work there."""
-    return sorted(int(lock.stem.removeprefix("shard-")) for lock in partial.glob("shard-[0-9]*.lock"))
+    numbers = (lock.stem.removeprefix("shard-") for lock in partial.glob("shard-[0-9]*.lock"))
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def _is_of_locks(name: str) -> bool:
