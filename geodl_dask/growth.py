@@ -153,10 +153,10 @@ def _begin(partial: Path, started: Manifest) -> Growth:
     (partial / begun.parts).mkdir()
     begun.write_first(partial / PARTS_MANIFEST)
     found = Manifest.read(partial / PARTS_MANIFEST)
+    if found is None or found.parts != begun.parts:
+        (partial / begun.parts).rmdir()
     if found is None:
         raise OutputExistsError(f"{partial} has a manifest that cannot be read. Remove the folder, and begin anew.")
-    if found.parts != begun.parts:
-        (partial / begun.parts).rmdir()
     return Growth(partial / found.parts, found)
 
 

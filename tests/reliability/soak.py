@@ -26,7 +26,7 @@ import numpy as np
 import psutil
 import xarray as xr
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import ToyNetwork, save_network, write_definition, write_raster
 from dask_processes import dask_processes
 

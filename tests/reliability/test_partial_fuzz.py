@@ -107,9 +107,9 @@ def test_broken_folder_of_parts_is_gone_on_with_or_refused_and_keeps_its_blocks(
             np.testing.assert_array_equal(read(out), expected)
         return ask
 
-    ends = fuzz(f"folder of parts ({output[7:]})", budget(120, 5000), run, counted)
+    ends = fuzz(f"folder of parts ({output[7:]})", budget(60, 5000), run, counted)
     assert ends["resume"] > 3
-    assert ends["OutputExistsError"] > 10
+    assert ends["OutputExistsError"] > 5
 
 
 def test_broken_manifest_of_a_result_is_none(place, models, tmp_path, computed, counted):  # noqa: F811
@@ -129,7 +129,7 @@ def test_broken_manifest_of_a_result_is_none(place, models, tmp_path, computed, 
             assert computed == {}
             np.testing.assert_array_equal(read(out), expected)
 
-    ends = fuzz("manifest of a result", budget(150, 5000), run, counted)
+    ends = fuzz("manifest of a result", budget(80, 5000), run, counted)
     assert ends["OutputExistsError"] > 20
 
 

@@ -23,6 +23,7 @@ WORDS = [
     "padding", "batch_size", " ", ";", "=", "4", "-1", "1e9", "NaN", "\0", "\u0664", "True", "'", "\n", "\ud800",
     "x" * 999,
 ]  # fmt: skip
+NUMBERS = ["0", "1", "2", "4", "7", "8", "9", "16", "-1", "0.5", "1e9", "999999999", "True", "nan"]
 CLUSTER = b"""\
 cluster: slurm
 workers: 2:16
@@ -43,8 +44,12 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 
 def any_arguments(rng: random.Random) -> str:
-    if rng.random() < 0.5:
+    kind = rng.randrange(3)
+    if kind == 0:
         return mutate_bytes(rng, ARGUMENTS).decode("utf-8", "surrogateescape")
+    if kind == 1:
+        names = rng.sample(["padding", "batch_size", "threshold", "zoom"], rng.randrange(3))
+        return ";".join(f"{name} {rng.choice(NUMBERS)}" for name in names)
     return "".join(rng.choice(WORDS) + rng.choice(["", " ", ";"]) for _ in range(rng.randrange(12)))
 
 
@@ -64,7 +69,7 @@ def test_damaged_arguments_of_a_real_model_are_obeyed_or_refused(pair, models, c
         gd.detect_change(*pair, models["pt"], arguments=any_arguments(rng))
         return "planned"
 
-    ends = fuzz("arguments of a run", budget(150, 5000), run, counted)
+    ends = fuzz("arguments of a run", budget(200, 5000), run, counted)
     assert min(ends["planned"], ends["ModelArgumentError"]) > 10
 
 
@@ -102,7 +107,7 @@ def test_damaged_definition_of_a_real_network_is_run_or_refused(tmp_path, pair, 
         return computed(change)
 
     try:
-        ends = fuzz("definition of a real network", budget(120, 5000), run, counted)
+        ends = fuzz("definition of a real network", budget(400, 5000), run, counted)
     finally:
         path.unlink()
     assert ends["computed"] > 5
@@ -135,7 +140,7 @@ def test_damaged_package_of_a_real_network_is_run_or_refused(tmp_path, pair, mod
             path.write_bytes(mutate_bytes(rng, path.read_bytes()))
         return computed(gd.detect_change(*pair, path, chunks=48))
 
-    ends = fuzz("package of a real network", budget(120, 5000), run, counted)
+    ends = fuzz("package of a real network", budget(400, 5000), run, counted)
     assert min(ends["ModelPackageError"], ends["ModelFileError"], ends["ModelDefinitionError"]) > 5
 
 
