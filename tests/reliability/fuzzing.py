@@ -35,7 +35,7 @@ def fuzz(name: str, cases: int, run: Callable[[random.Random], str], counted: Ca
     if (more_mb := peak_mb() - before_mb) > MOST_MB:
         lost.append(f"a case took {more_mb:.0f} MB")
     told = ", ".join(f"{count} {end}" for end, count in ends.most_common())
-    counted(f"fuzz: {name}", cases, cases, cases - len(lost), told)
+    counted(f"fuzz: {name}", cases, cases, max(0, cases - len(lost)), told)
     assert not lost, "\n".join(lost[:20])
     return ends
 
