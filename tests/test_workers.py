@@ -449,9 +449,8 @@ def test_workers_that_dask_has_paused_are_told_of_and_the_run_goes_on_when_they_
     """By what the whole process holds, of which a worker in it has a share."""
     monkeypatch.setattr(workers, "PATIENCE_S", 0.5)
     with (
-        LocalCluster(
-            n_workers=6, processes=False, memory_pause_fraction=1e-6, dashboard_address="127.0.0.1:0"
-        ) as cluster,
+        dask.config.set({"distributed.worker.memory.pause": 1e-6}),
+        LocalCluster(n_workers=6, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         while {worker["status"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()} != {"paused"}:

@@ -7,12 +7,14 @@ of the tests, and takes at least 0.3 s, most of it asleep: so the run takes as l
 blocks, and leaves the machine to others. A random one of the two workers is killed (SIGKILL) every few seconds, 5 on
 average, and its nanny starts another. In the end the store is compared with one that nothing disturbed, file by file.
 
-Prints what was seen, as Markdown. Ends with status 1 where bytes differ or memory has grown.
+Prints what was seen, and writes it beside the picture, as Markdown. Ends with status 1 where bytes differ or memory has
+grown.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import statistics
 import sys
@@ -20,8 +22,10 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
+import distributed
 import numpy as np
 import psutil
 import xarray as xr
@@ -190,9 +194,14 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     given = parser.parse_args()
     seen = soak(given.minutes * 60, given.seed)
-    print(f"{seen.told()}. Files that differ: {len(seen.differing)}. Grown: {seen.grown() or 'nobody'}.")
+    told = f"{seen.told()}. Files that differ: {len(seen.differing)}. Grown: {seen.grown() or 'nobody'}."
+    print(told)
     if given.picture:
         save_picture(seen, given.picture)
+        asked = f"`python tests/reliability/soak.py --minutes {given.minutes:g} --seed {given.seed}`"
+        where = f"{date.today()}, {os.cpu_count()} cores, distributed {distributed.__version__}"
+        text = f"# Soak\n\n{asked}, {where}:\n\n{told}\n\n![Memory over time]({given.picture.name})\n"
+        given.picture.with_suffix(".md").write_text(text)
     sys.exit(1 if seen.differing or seen.grown() else 0)
 
 

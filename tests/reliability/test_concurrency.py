@@ -100,6 +100,47 @@ def lone_run(pair, models, out: Path, padding: int) -> Path:
     return out
 
 
+REPLACE = """
+import sys, time
+from pathlib import Path
+from geodl_dask.errors import OutputExistsError
+from geodl_dask.growth import growing_output
+from geodl_dask.manifest import Manifest
+from geodl_dask.outputs import manifest_of, publish
+out, name, rounds, done, refused = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), 0, 0
+while done < rounds:
+    try:
+        with growing_output(out, Manifest({}, name, replaces=True)) as growth:
+            for part in range(10):
+                (growth.folder / f"{part}.bin").write_text(name)
+            parts = sorted(growth.folder.iterdir())
+            finished = growth.folder / "finished.tif"
+            finished.write_text("".join(part.read_text() for part in parts))
+            Manifest({}, name, is_complete=True).write(manifest_of(finished))
+            publish(finished, out, overwrite=True)
+        done += 1
+    except OutputExistsError:
+        refused += 1
+print(done, refused)
+"""
+
+
+def test_output_that_four_processes_replace_all_the_time_is_always_of_one_of_them(tmp_path, counted):
+    """The way of a result to its name alone, without the work before it, so that they meet often."""
+    out, names, rounds = tmp_path / "change.tif", "abcd", budget(25, 2000)
+    words = [sys.executable, "-c", REPLACE, str(out)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    runs = [subprocess.Popen([*words, name, str(rounds)], **pipes) for name in names]
+    told = [run.communicate(timeout=600) for run in runs]
+    assert "".join(error for _, error in told) == ""
+    done, refused = (sum(int(said.split()[number]) for said, _ in told) for number in (0, 1))
+    last = Manifest.read(manifest_of(out)).model
+    is_whole = out.read_text() == last * 10 and sorted(tmp_path.iterdir()) == [out, manifest_of(out)]
+    counted("four processes replace one output", done + refused, refused, refused if is_whole else 0, f"{done} done")
+    assert is_whole
+    assert min(done, refused) > 10
+
+
 # One cache
 
 

@@ -50,10 +50,11 @@ def put_in(rng: random.Random, partial: Path) -> None:
 
 
 def leave_half_written(rng: random.Random, partial: Path) -> None:
-    """What a killed process leaves beside the file that it was writing."""
+    """What a killed process, ours or Zarr's, leaves beside the file that it was writing."""
     (parts,) = partial.glob("parts-*")
     file = rng.choice([partial / "manifest.json", *(each for each in parts.rglob("*") if each.is_file())])
-    file.with_name(f"{file.name}.{rng.randbytes(4).hex()}").write_bytes(mutate_bytes(rng, file.read_bytes()))
+    ending = rng.randbytes(4).hex() if file.parent == partial else f"{rng.randbytes(8).hex()}.partial"
+    file.with_name(f"{file.name}.{ending}").write_bytes(mutate_bytes(rng, file.read_bytes()))
 
 
 BREAKS = [break_manifest, break_manifest, break_manifest, break_owner, put_in, leave_half_written]
