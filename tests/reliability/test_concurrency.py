@@ -51,7 +51,7 @@ def test_second_run_into_one_output_is_refused_by_name_and_the_lock_ends_with_a_
     out = tmp_path / output
     first = stalled(large, out)
     kept = parts_of(out)
-    others = [start(large, out, *options) for options in (["--resume"], ["--overwrite"], [])]
+    others = [start(large, out, option) for option in ("--resume", "--overwrite")]
     said = [other.communicate(timeout=300)[1] for other in others]
     tried, refused = len(others), 0
     for other, told in zip(others, said, strict=True):
@@ -71,7 +71,7 @@ def test_runs_that_end_at_once_leave_one_whole_result(output, pair, models, tmp_
     paddings, outcomes = (2, 4), {0: 0, 2: 0}
     alone = {padding: lone_run(pair, models, tmp_path / f"{padding}{output[6:]}", padding) for padding in paddings}
     expected = {padding: result_of(path) for padding, path in alone.items()}
-    out, rounds, whole = tmp_path / output, budget(2, 40), 0
+    out, rounds, whole = tmp_path / output, budget(1, 40), 0
     for _ in range(rounds):
         runs = [begin(pair, models, out, padding) for padding in paddings]
         told = [run.communicate(timeout=300)[1] for run in runs]
@@ -176,7 +176,8 @@ def test_processes_unpack_one_package_at_once_though_some_are_killed(tmp_path, m
         for victim in victims:
             victim.kill()
             kills += 1
-        answers = {run.communicate(timeout=300)[0] for run in runs if run not in victims}
+        told = [run.communicate(timeout=300)[0] for run in runs]
+        answers = {said for run, said in zip(runs, told, strict=True) if run not in victims}
         (place,) = {Path(answer.split()[0]) for answer in answers}
         total = {int(answer.split()[1]) for answer in answers}
         survived += total == {files * size + 2} and (place.parent / "complete.json").is_file()
