@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from tables import Row, hand_in
+from summary_tables import Row, hand_in
 
 IS_LONG = os.environ.get("GEODL_LONG") == "1"
 SEED = int(os.environ.get("GEODL_FUZZ_SEED", "0"))
@@ -26,7 +26,7 @@ def chance(name: str, case: int) -> random.Random:
 
 @pytest.fixture
 def counted(request) -> Callable[..., None]:
-    """Hands a row to the table of this folder; see `tables.Row`."""
+    """Hands a row to the table of this folder; see `summary_tables.Row`."""
 
     def count(what: str, cases: int, faults: int, survived: int, seen: str = "") -> None:
         hand_in(request.node, Row("reliability", what, cases, faults, survived, seen))
