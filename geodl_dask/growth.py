@@ -150,10 +150,14 @@ def _hold(held: ExitStack, post: Post, work: str, *, look: Callable[[str], None]
 
 
 def _leave(post: Post, growth: Growth) -> None:
-    """Remove the folder of a run that is over; its lock last, for with that gone the next run may come in."""
+    """Remove the folder of a run that is over.
+
+    Its manifest goes after the parts, by which a run that comes after a kill knows what this is; its lock last, for with
+    that gone the next run may come in.
+    """
     if not growth.is_over:
         return
-    for left in sorted(post.folder.glob("*")):
+    for left in sorted(post.folder.glob("*"), key=lambda left: (left.is_file(), left.name == PARTS_MANIFEST)):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         elif left != post.lock:
