@@ -209,6 +209,7 @@ class Attempts:
         return cause if report.host in ("", socket.gethostname()) else f"{cause} (on {report.host})"
 
     def _dismiss(self, worker: str, cause: str) -> None:
+        """Let a worker go. What it has under way is done by others too, which leaves each block whole."""
         log.warning("Worker %s on %s is set aside: %s", worker, self._hosts.get(worker, "its host"), cause)
         with suppress(OSError):  # it has left, or the scheduler is lost, which the next task shows
             self._client.retire_workers([worker], close_workers=True)

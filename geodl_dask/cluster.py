@@ -111,7 +111,9 @@ def _local_client(workers: int | None, gpus: tuple[str, ...]) -> Client:
     count = len(gpus) or workers or 1
     has_processes = bool(gpus) or workers is not None
     threads = GPU_WORKER_THREADS if gpus else max(1, CPU_COUNT // count)
-    client = Client(n_workers=count, threads_per_worker=threads, processes=has_processes, **_of_scheduler())
+    # They keep no results, but freed memory: Dask, which pauses them until they have less, would wait for ever.
+    with dask.config.set({"distributed.worker.memory.pause": False}):
+        client = Client(n_workers=count, threads_per_worker=threads, processes=has_processes, **_of_scheduler())
     if has_processes:
         client.register_plugin(_LocalWorker())
     if gpus:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -123,6 +124,8 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
     except OSError as error:
         raise RequestError(f"The cluster's options cannot be read from {path}: {error.strerror}.") from error
+    except RecursionError as error:
+        raise RequestError(f"The cluster's options in {path} are nested too deep; names and values will do.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"The cluster's options in {path} are no YAML: {' '.join(str(error).split())}.") from error
     if content in (None, ""):
@@ -140,7 +143,10 @@ def _read_values(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wrong(name: str, value: Any, needed: str) -> RequestError:
-    return RequestError(f"{name} is {value!r}; {needed} is needed.")
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 100
+    short.maxlevel = 2  # aliases in YAML say a hundred bytes a billion times
+    return RequestError(f"{name} is {short.repr(value)}; {needed} is needed.")
 
 
 def _count(name: str, value: Any) -> int:

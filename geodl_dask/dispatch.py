@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.array as da
 from dask.delayed import delayed
 from dask.system import CPU_COUNT
@@ -119,12 +120,14 @@ def _active_client() -> Iterator[Client]:
 
 def _own_client() -> Client:
     """Workers in this process."""
-    return Client(
-        processes=False, n_workers=1, threads_per_worker=CPU_COUNT, set_as_default=False,
-        # No dashboard; but without an address distributed takes port 8787, and warns where that is in use.
-        dashboard_address="127.0.0.1:0",
-        scheduler_kwargs={"dashboard": False},
-    )  # fmt: skip
+    # Dask would pause them for all that the process holds, and so for ever.
+    with dask.config.set({"distributed.worker.memory.pause": False}):
+        return Client(
+            processes=False, n_workers=1, threads_per_worker=CPU_COUNT, set_as_default=False,
+            # No dashboard; but without an address distributed takes port 8787, and warns where that is in use.
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+        )  # fmt: skip
 
 
 def _rolling(

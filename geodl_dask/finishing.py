@@ -59,6 +59,16 @@ def left_result(path: str | os.PathLike[str]) -> xr.DataArray | xr.Dataset:
     left = Manifest.read(partial_of(here) / PARTS_MANIFEST)
     if left is None or "attrs" not in left.form:
         raise OutputError(f"{partial_of(here)} has no manifest that says what the result is to be.")
+    try:
+        return _lazy_result(left)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # pyproj has its own
+        raise OutputError(
+            f"The manifest in {partial_of(here)} is damaged ({type(error).__name__}: {error}). What is finished is "
+            "there; the command of the run with --resume, and without --shard, goes on with it."
+        ) from error
+
+
+def _lazy_result(left: Manifest) -> xr.DataArray | xr.Dataset:
     asked, attrs, beside = left.asked, left.form["attrs"], left.form["confidence"]
     grid = GeoBox(tuple(asked["shape"]), Affine(*asked["transform"]), CRS(left.form["crs"]))
     classes = np.dtype(asked["dtype"])

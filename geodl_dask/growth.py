@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -25,6 +25,7 @@ from .shards import Shard
 PARTS_MANIFEST = "manifest.json"
 OLD = "old"
 """What a result is called in the moment in which another takes its place."""
+_ATTEMPTS = 20
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Growth:
     """What the run was asked when it began, be it in this process or an earlier one."""
     has_finished: Callable[[], bool] = lambda: False
     """Whether something is finished, so that the parts stay if the run ends early."""
+    is_over: bool = False
+    """Whether nothing of it is needed any more."""
 
     def record_of(self, number: int) -> Path:
         """The manifest that a shard writes when all its blocks are done."""
@@ -66,12 +69,6 @@ def growing_output(
     Raises OutputExistsError where another run is writing there, or has left its parts and neither overwriting nor
     resuming was asked for, or resuming and it was asked something else.
     """
-    partial = partial_of(out)
-    try:
-        partial.mkdir(exist_ok=started.replaces or resume or shard is not None)
-    except FileExistsError as error:
-        raise OutputExistsError(f"{partial} is there already{owner_in_words(out)}; remove it.") from error
-    _require_ours(partial)
     with ExitStack() as held:
         if shard is None:
             growth = _enter_alone(held, out, started, resume=resume, same_pixels=same_pixels)
@@ -80,22 +77,19 @@ def growing_output(
         try:
             yield growth
         except BaseException as error:
-            if growth.has_finished():
+            growth.is_over = not growth.has_finished()
+            if not growth.is_over:
                 go_on = "the same command" if growth.started.shards else "--resume (resume=True)"
-                error.add_note(f"What is finished is kept in {partial}; {go_on} goes on with it.")
-            else:
-                shutil.rmtree(partial, ignore_errors=True)
+                error.add_note(f"What is finished is kept in {partial_of(out)}; {go_on} goes on with it.")
             raise
-        if shard is None:
-            shutil.rmtree(partial, ignore_errors=True)
+        growth.is_over = shard is None
 
 
 def _enter_alone(held: ExitStack, out: Path, started: Manifest, *, resume: bool, same_pixels: bool) -> Growth:
     """For a run of all blocks, beside which nobody else is at work."""
     partial, work = partial_of(out), f"writing {out}"
     whole = Post(partial)
-    whole.require_vacant_elsewhere(work)
-    held.enter_context(whole.locked(work))
+    _hold(held, whole, work, look=whole.require_vacant_elsewhere, is_new=not (started.replaces or resume))
     for number in _shards_in(partial):
         shard, of_shard = _post_of(partial, number), f"computing shard {number} of {out}"
         shard.await_vacancy_elsewhere(of_shard)
@@ -105,10 +99,12 @@ def _enter_alone(held: ExitStack, out: Path, started: Manifest, *, resume: bool,
     if resume and has_parts:
         found = Manifest.read(partial / PARTS_MANIFEST)
         require_same(found, started.asked, partial, same_pixels=same_pixels)
-        growth = Growth(partial / cast("Manifest", found).parts, cast("Manifest", found), lambda: True)
+        growth = _goes_on(partial, cast("Manifest", found))
+        growth.has_finished = lambda: True
     else:
         _clear(partial, out)
         growth = _begin(partial, started)
+    held.callback(_leave, whole, growth)
     held.enter_context(whole.occupied())
     return growth
 
@@ -117,13 +113,12 @@ def _enter_beside(held: ExitStack, out: Path, started: Manifest, shard: Shard, *
     """For a run of one shard, beside those of others."""
     partial, work = partial_of(out), f"computing shard {shard} of {out}"
     post, whole = _post_of(partial, shard.number), Post(partial)
-    post.await_vacancy_elsewhere(work)
-    held.enter_context(post.locked(work))
+    _hold(held, post, work, look=post.await_vacancy_elsewhere)
     held.enter_context(post.occupied())
     with whole.entered(f"writing {out}"):  # which a run of all blocks holds until it ends
         whole.require_vacant_elsewhere(f"writing {out}")
         found = Manifest.read(partial / PARTS_MANIFEST)
-        growth = _begin(partial, started) if found is None else Growth(partial / found.parts, found)
+        growth = _begin(partial, started) if found is None else _goes_on(partial, found)
     require_same(growth.started, started.asked, partial, same_pixels=same_pixels, else_=f"remove {partial}")
     if growth.started.shards != shard.count:
         begun = f"in {growth.started.shards} shards" if growth.started.shards else "by a run without shards"
@@ -134,6 +129,56 @@ def _enter_beside(held: ExitStack, out: Path, started: Manifest, shard: Shard, *
     return growth
 
 
+def _hold(held: ExitStack, post: Post, work: str, *, look: Callable[[str], None], is_new: bool = False) -> None:
+    """Hold the lock of a folder, which is made unless it is there. look : raises where another machine is at work."""
+    for is_last in (*[False] * _ATTEMPTS, True):
+        try:
+            post.folder.mkdir()
+        except FileExistsError as error:
+            if is_new:
+                raise OutputExistsError(f"{post.folder} is there already{post.owner_in_words()}; remove it.") from error
+        try:
+            _require_ours(post.folder)
+            look(work)
+            held.enter_context(post.locked(work))
+            return
+        except OutputExistsError:
+            raise
+        except (FileNotFoundError, FileExistsError):  # a run that ends at this very moment has taken it away
+            if is_last:
+                raise
+
+
+def _leave(post: Post, growth: Growth) -> None:
+    """Remove the folder of a run that is over.
+
+    Its manifest goes after the parts, by which a run that comes after a kill knows what this is; its lock last, for with
+    that gone the next run may come in.
+    """
+    if not growth.is_over:
+        return
+    for left in sorted(post.folder.glob("*"), key=lambda left: (left.is_file(), left.name == PARTS_MANIFEST)):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        elif left != post.lock:
+            with suppress(OSError):
+                left.unlink()
+    with suppress(OSError):
+        post.lock.unlink(missing_ok=True)
+        post.folder.rmdir()
+
+
+def _goes_on(partial: Path, found: Manifest) -> Growth:
+    """What an earlier run has begun. Raises OutputExistsError where its blocks are not where its manifest says."""
+    there = sorted(parts.name for parts in partial.glob("parts-*") if parts.is_dir())
+    if there and found.parts not in there:
+        raise OutputExistsError(
+            f"{partial} has finished blocks in {', '.join(there)}, and its manifest says {found.parts!r}. Mend the "
+            "manifest, or remove the folder and begin anew."
+        )
+    return Growth(partial / found.parts, found)
+
+
 def _begin(partial: Path, started: Manifest) -> Growth:
     """A new folder for parts, or that of a shard which has come at the same moment and was quicker."""
     # A task of the run before may still be under way on a worker: what it writes must not come in here.
@@ -141,10 +186,10 @@ def _begin(partial: Path, started: Manifest) -> Growth:
     (partial / begun.parts).mkdir()
     begun.write_first(partial / PARTS_MANIFEST)
     found = Manifest.read(partial / PARTS_MANIFEST)
+    if found is None or found.parts != begun.parts:
+        (partial / begun.parts).rmdir()
     if found is None:
         raise OutputExistsError(f"{partial} has a manifest that cannot be read. Remove the folder, and begin anew.")
-    if found.parts != begun.parts:
-        (partial / begun.parts).rmdir()
     return Growth(partial / found.parts, found)
 
 
@@ -154,7 +199,8 @@ def _post_of(partial: Path, number: int) -> Post:
 
 def _shards_in(partial: Path) -> list[int]:
     """Numbers of the shards that have been at work there."""
-    return sorted(int(lock.stem.removeprefix("shard-")) for lock in partial.glob("shard-[0-9]*.lock"))
+    numbers = (lock.stem.removeprefix("shard-") for lock in partial.glob("shard-[0-9]*.lock"))
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def _is_of_locks(name: str) -> bool:

@@ -123,7 +123,7 @@ class Post:
     def _holder(self) -> tuple[str | None, str]:
         """Host and process; None where they are not known."""
         try:
-            host, _, process = self.owner.read_text(encoding="utf-8").partition(" ")
+            host, _, process = self.owner.read_text(encoding="utf-8", errors="replace").partition(" ")
         except OSError:
             return None, ""
         return host, process

@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +121,29 @@ class Manifest:
         """The manifest that a file holds; None for anything else."""
         try:
             record = json.loads(content)
-            if record["format"] != FORMAT or not isinstance(record["asked"], dict):
-                return None
-            pixels = record["pixels"] and {int(value): int(count) for value, count in record["pixels"].items()}
-            failed = tuple(FailedBlock(**each) for each in record.get("failed_blocks", ()))
-            return cls(**{**record, "pixels": pixels, "failed_blocks": failed})
-        except (ValueError, TypeError, KeyError, AttributeError):
+            if record["pixels"] is not None:
+                record["pixels"] = {int(value): int(count) for value, count in record["pixels"].items()}
+            record["failed_blocks"] = tuple(FailedBlock(**each) for each in record.get("failed_blocks", ()))
+            manifest = cls(**record)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             return None
+        return manifest if manifest.format == FORMAT and manifest._is_sound() else None
+
+    def _is_sound(self) -> bool:
+        """Whether each value is of the kind that it has to be: anybody may have written the file."""
+        blank = Manifest({}, "", pixels=self.pixels)
+        kinds = all(type(getattr(self, name)) is type(value) for name, value in vars(blank).items())
+        blocks = all(
+            [type(value) for value in vars(each).values()] == [int, int, int, int, str] for each in self.failed_blocks
+        )
+        return kinds and blocks and Path(self.parts).name == self.parts and _is_moment(self.begun)
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        return not text or datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def asked_of(attrs: Mapping[str, Any], **place: Any) -> dict[str, Any]:

@@ -199,9 +199,22 @@ def work(crew: str | None, recipe: bytes, run: list[Index]) -> Report:
     return report
 
 
+_ABSENT = "There are no workers, and the run waits for some. What is finished is kept."
+_PAUSED = (
+    "Dask has paused the workers, for their memory is nearly full, and the run waits for it to be freed. If that does "
+    "not happen, stop the run: what is finished is kept. Smaller --chunks (chunks=) or fewer workers need less; of "
+    "workers that are threads of this process a higher memory_limit helps, too."
+)
+
+
+def _states(client: Client, most: int) -> set[str]:
+    """How workers are, such as running or paused. most : so many of them, or -1 for all, which takes longer."""
+    return {worker["status"] for worker in client.scheduler_info(n_workers=most)["workers"].values()}
+
+
 @contextmanager
 def noticing_absence(client: Client) -> Iterator[None]:
-    """While the block lasts, say when there are no workers, for then nothing happens; and when there are again."""
+    """While the block lasts, say when no worker takes work, for then nothing happens; and when one does again."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -209,16 +222,17 @@ def noticing_absence(client: Client) -> Iterator[None]:
         is_said = False
         while not ended.wait(PATIENCE_S / 5):
             try:
-                is_anybody_there = bool(client.nthreads())
-            except (OSError, SchedulerLostError, RuntimeError, AttributeError):  # lost, or closed
+                states = _states(client, 5)
+                states = states if "running" in states else _states(client, -1)
+            except (OSError, SchedulerLostError, RuntimeError, AttributeError, KeyError):  # lost, or closed
                 continue
             now = time.monotonic()
-            missing_since = None if is_anybody_there else missing_since or now
-            if is_said and is_anybody_there:
+            missing_since = None if "running" in states else missing_since or now
+            if is_said and not missing_since:
                 log.warning("There are workers again.")
                 is_said = False
             elif not is_said and missing_since and now - missing_since > PATIENCE_S:
-                log.warning("There are no workers, and the run waits for some. What is finished is kept.")
+                log.warning(_PAUSED if "paused" in states else _ABSENT)
                 is_said = True
 
     thread = threading.Thread(target=watch, name="geodl-dask-watch", daemon=True)

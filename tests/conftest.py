@@ -13,6 +13,7 @@ import rasterio
 import torch
 from hypothesis import settings
 from rasterio.transform import from_origin
+from summary_tables import pytest_terminal_summary  # noqa: F401  # a hook
 
 # Times are for benchmarks: a busy machine is no failure.
 settings.register_profile("untimed", deadline=None)

@@ -45,8 +45,14 @@ def test_it_is_written_at_once_or_not_at_all(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change", [{"format": 2}, {"asked": "all"}, {"pixels": [1]}, {"pixels": {"x": 1}}, {"more": 1}]
-)
+    "change",
+    [
+        {"format": 2}, {"asked": "all"}, {"pixels": [1]}, {"pixels": {"x": 1}}, {"pixels": {"0": float("inf")}},
+        {"more": 1}, {"parts": "../elsewhere"}, {"parts": 5}, {"replaces": "no"}, {"begun": "yesterday"},
+        {"begun": "2026-11-21T10:00:00"}, {"form": []}, {"failed_blocks": [{"row_off": 0}]},
+        {"failed_blocks": [{"row_off": "0", "col_off": 0, "height": 1, "width": 1, "cause": ""}]},
+    ],
+)  # fmt: skip
 def test_what_another_version_wrote_is_none(tmp_path, change):
     path = tmp_path / "manifest.json"
     Manifest(ASKED, "toy.emd").write(path)
@@ -54,7 +60,10 @@ def test_what_another_version_wrote_is_none(tmp_path, change):
     assert Manifest.read(path) is None
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"null", b"7", b"\xff\xfe", b'{"format": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"{", b"[]", b"null", b"7", b"\xff\xfe", b'{"format": 1}', pytest.param(b"[" * 9999, id="deep")],
+)
 def test_what_cannot_be_read_is_none(tmp_path, content):
     path = tmp_path / "manifest.json"
     if content is not None:

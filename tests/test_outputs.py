@@ -22,6 +22,7 @@ from geodl_dask.errors import OutputError, OutputExistsError
 from geodl_dask.growth import growing_output, partial_of
 from geodl_dask.manifest import Manifest
 from geodl_dask.outputs import check_output, publish
+from geodl_dask.shards import Shard
 
 TIF = (".tif", ".tiff")
 ASKED = {"padding": 4}
@@ -335,6 +336,19 @@ def test_parts_of_another_run_are_refused_and_stay(tmp_path, manifest, says):
     assert {path: path.read_bytes() for path in partial.iterdir() if path.name != "lock"} == before
     with growing_output(out, REPLACING) as growth:
         assert not (growth.folder / "content").exists()
+
+
+@pytest.mark.parametrize("shard", [None, Shard(1, 2)])
+def test_parts_that_are_not_where_their_manifest_says_are_refused_and_stay(tmp_path, shard):
+    out = tmp_path / "change.tif"
+    partial = partial_of(out)
+    (partial / "parts-01234567").mkdir(parents=True)
+    (partial / "parts-01234567/0_0.tif").write_text("finished")
+    replace(STARTED, parts="parts-89abcdef", shards=2 if shard else 0).write(partial / "manifest.json")
+    says = "finished blocks in parts-01234567, and its manifest says 'parts-89abcdef'"
+    with pytest.raises(OutputExistsError, match=says), growing_output(out, STARTED, resume=True, shard=shard):
+        pass
+    assert (partial / "parts-01234567/0_0.tif").read_text() == "finished"
 
 
 def test_what_a_run_before_may_still_write_does_not_come_in(tmp_path):

@@ -13,10 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -388,7 +389,8 @@ def test_workers_that_fail_faster_than_others_finish_do_not_end_the_run(tmp_path
         time.sleep(0.02 if list(tmp_path.glob("*.npy")) else 2)
         return values(block_id)
 
-    with processes(6, processes=False):
+    # Six threads of this process; else Dask pauses them all, and for ever, where that has a sixth of the memory.
+    with processes(6, processes=False, memory_limit=0):
         tally = store_blocks(array_of(compute, 60), FolderOfBlocks(tmp_path))
     assert (tally.computed, tally.failed) == (60, {})
     assert caplog.text.count("is set aside") == 5
@@ -470,6 +472,38 @@ def test_run_without_workers_says_that_it_waits_and_goes_on_when_one_comes(tmp_p
         threading.Timer(3, client.cluster.scale, (1,)).start()
         assert store_blocks(array_of(values, 20), FolderOfBlocks(tmp_path)).computed == 20
     assert caplog.text.count("There are no workers, and the run waits for some") == 1
+
+
+def test_workers_that_dask_has_paused_are_told_of_and_the_run_goes_on_when_they_do(tmp_path, caplog, monkeypatch):
+    """By what the whole process holds, of which a worker in it has a share."""
+    monkeypatch.setattr(workers, "PATIENCE_S", 0.5)
+    with (
+        dask.config.set({"distributed.worker.memory.pause": 1e-6}),
+        LocalCluster(n_workers=6, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        while {worker["status"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()} != {"paused"}:
+            time.sleep(0.05)
+
+        def free_memory() -> None:
+            for worker in cluster.workers.values():
+                worker.memory_manager.memory_pause_fraction = 1e6
+
+        threading.Timer(3, free_memory).start()
+        assert store_blocks(array_of(values, 20), FolderOfBlocks(tmp_path)).computed == 20
+    assert caplog.text.count("Dask has paused the workers, for their memory is nearly full") == 1
+    assert "There are no workers" not in caplog.text
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("workers", ["none", None, 1])
+def test_our_own_workers_are_never_paused_by_memory_that_nobody_frees(tmp_path, workers):
+    """Of this process it may be what else it holds, of a worker what its allocator keeps."""
+    with (
+        dask.config.set({"distributed.worker.memory.pause": 1e-6}),
+        nullcontext() if workers == "none" else gd.connect("local", workers=workers),
+    ):
+        assert store_blocks(array_of(values, 20), FolderOfBlocks(tmp_path)).computed == 20
 
 
 def test_library_that_a_worker_lacks_is_named(tmp_path):

@@ -1,7 +1,7 @@
 """Mutated class information, ``.ecd`` and model bytes: only EcdError, no hang, no partial output, nothing astray.
 
-Some seconds by default. For long: ``GEODL_FUZZ_CASES=100000 pytest -s -o timeout=0 tests/test_ecd_fuzz.py``.
-Case ``n`` of ``GEODL_FUZZ_SEED`` (default 0) is always the same, so a failure is found again by its number.
+Some seconds by default, ``GEODL_LONG=1`` for long. Case ``n`` of ``GEODL_FUZZ_SEED`` (default 0) is always the same, so
+a failure is found again by its number.
 """
 
 import collections
@@ -20,8 +20,9 @@ from test_ecd import CNTK, EXPORT, GRAPH, SAMPLE, SAVED_MODEL, write_saved_model
 
 from geodl_dask.ecd import EcdError, deep_learning_model_to_ecd, extract, main
 
-CASES = int(os.environ.get("GEODL_FUZZ_CASES", "1500"))
-SEED = int(os.environ.get("GEODL_FUZZ_SEED", "0"))
+from .conftest import SEED, budget
+
+CASES = budget(1500, 100_000)
 SLOWEST_S = 20.0
 """A case that takes longer hangs; generous, since the machine may be busy."""
 
@@ -111,7 +112,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.glob("*.ecd"))]
 
 
-def test_mutations_raise_only_ecd_errors_and_leave_nothing(tmp_path, monkeypatch, originals):
+def test_mutations_raise_only_ecd_errors_and_leave_nothing(tmp_path, monkeypatch, originals, counted):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     outcomes: collections.Counter[str] = collections.Counter()
     for case in range(CASES):
@@ -139,7 +140,7 @@ def test_mutations_raise_only_ecd_errors_and_leave_nothing(tmp_path, monkeypatch
         assert {*folder.iterdir()} <= before, case
         assert {*tmp_path.iterdir(), *folder.parent.iterdir()} == {folder.parent, folder}, case
         shutil.rmtree(folder.parent)
-    print(dict(outcomes))
+    counted("fuzz: class information and .ecd", CASES, CASES, outcomes.total(), str(dict(outcomes)))
     assert min(outcomes[key] for key in ("converted", "extracted", "refused")) > CASES // 50
 
 

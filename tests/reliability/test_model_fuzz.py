@@ -1,7 +1,7 @@
 """Mutated ``.emd`` and ``.dlpk`` bytes: only GeodlErrors, no hang, nothing outside the cache, no code run.
 
-Some seconds by default. For long: ``GEODL_FUZZ_CASES=100000 pytest -s -o timeout=0 tests/test_model_fuzz.py``.
-Case ``n`` of ``GEODL_FUZZ_SEED`` (default 0) is always the same, so a failure is found again by its number.
+Some seconds by default, ``GEODL_LONG=1`` for long. Case ``n`` of ``GEODL_FUZZ_SEED`` (default 0) is always the same, so
+a failure is found again by its number.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ import pytest
 from geodl_dask.definition import ModelDefinition, load_definition
 from geodl_dask.errors import GeodlError
 
-CASES = int(os.environ.get("GEODL_FUZZ_CASES", "1500"))
-SEED = int(os.environ.get("GEODL_FUZZ_SEED", "0"))
+from .conftest import SEED, budget
+
+CASES = budget(1500, 100_000)
 SLOWEST_S = 20.0
 """A case that takes longer hangs; generous, since the machine may be busy."""
 
@@ -226,6 +227,11 @@ def run(cases: int, make: Callable[[random.Random], bytes], name: str, cache: Pa
     return counts
 
 
+def count(what: str, counts: dict[str, int], counted: Callable[..., None]) -> None:
+    cases, read = sum(counts.values()), counts.get("read", 0)
+    counted(what, cases, cases, cases, f"{read} read, {cases - read} refused")
+
+
 def load(model: Path, case: int) -> str:
     try:
         definition = load_definition(model)
@@ -240,21 +246,21 @@ def load(model: Path, case: int) -> str:
     return "read"
 
 
-def test_damaged_definitions_are_read_or_refused(cache, watch):
+def test_damaged_definitions_are_read_or_refused(cache, watch, counted):
     counts = run(CASES // 2, lambda rng: damage(rng, any_definition(rng)), "m.emd", cache, watch)
-    print(f"{CASES // 2} definitions, seed {SEED}: {counts}")
+    count("fuzz: definitions (.emd)", counts, counted)
     assert counts["read"] > CASES // 100
     assert counts["ModelDefinitionError"] > CASES // 100
 
 
-def test_damaged_packages_are_unpacked_or_refused(cache, watch):
+def test_damaged_packages_are_unpacked_or_refused(cache, watch, counted):
     counts = run(CASES - CASES // 2, lambda rng: damage(rng, any_package(rng)), "m.dlpk", cache, watch)
-    print(f"{CASES - CASES // 2} packages, seed {SEED}: {counts}")
+    count("fuzz: packages (.dlpk)", counts, counted)
     assert counts["read"] > CASES // 100
     assert counts["ModelPackageError"] > CASES // 100
 
 
-def test_damaged_7_zip_packages_are_unpacked_or_refused(cache, watch):
+def test_damaged_7_zip_packages_are_unpacked_or_refused(cache, watch, counted):
     py7zr = pytest.importorskip("py7zr")
     whole = io.BytesIO()
     with py7zr.SevenZipFile(whole, "w") as archive:
@@ -268,7 +274,7 @@ def test_damaged_7_zip_packages_are_unpacked_or_refused(cache, watch):
         return data
 
     counts = run(CASES // 10, make, "m.7z", cache, watch)
-    print(f"{CASES // 10} 7-Zip packages, seed {SEED}: {counts}")
+    count("fuzz: packages (7-Zip)", counts, counted)
     assert counts["ModelPackageError"] > CASES // 100
 
 
