@@ -44,7 +44,10 @@ Say = Callable[..., None]
 """Takes an event and its facts for the log of a run (see `run_log`)."""
 
 # Paths and class names are printed as they are, brackets and colons too.
-err = Console(stderr=True, markup=False, emoji=False, highlight=False)
+# FORCE_COLOR, which notebooks and CI set, makes no terminal of a pipe, in which bars would be rubbish.
+err = Console(
+    stderr=True, markup=False, emoji=False, highlight=False, force_terminal=None if sys.stderr.isatty() else False
+)  # fmt: skip
 # A file, unlike a terminal, has room for every path.
 out = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 500)
 

@@ -497,6 +497,16 @@ def test_file_in_the_place_of_a_terminal_gets_a_line_now_and_then(inputs, tmp_pa
     assert [line[20:] for line in seldom.splitlines() if " seldom.tif: " in line] == ["seldom.tif: done"]
 
 
+def test_color_that_is_forced_makes_no_terminal_of_a_pipe(inputs, tmp_path):
+    words = (inputs["whole"], inputs["whole"], str(tmp_path / "change.tif"), inputs["model"])
+    forced = {**os.environ, "FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    done = subprocess.run(
+        [COMMAND, "detect-change", *words], capture_output=True, text=True, timeout=180, env=forced, check=True
+    )
+    assert ESCAPE not in done.stderr
+    assert done.stderr.endswith("change.tif: done\n")
+
+
 def test_performance_report_is_written(inputs, tmp_path):
     pytest.importorskip("bokeh")
     report = tmp_path / "report.html"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import cast
 
@@ -90,12 +91,13 @@ class Demo:
         return cast("xr.DataArray", detect_change(self.from_raster, self.to_raster, self.model))
 
 
-def prepare_demo(folder: Path, *, overwrite: bool = False) -> Demo:
+def prepare_demo(folder: str | PathLike[str], *, overwrite: bool = False) -> Demo:
     """Render the images and put the model beside them.
 
     Raises OutputExistsError where something of a demo stands in ``folder`` and may not be replaced, OutputError where
     the folder cannot be made.
     """
+    folder = Path(folder)
     demo = Demo(folder)
     standing = [path.name for path in (*demo.files, partial_of(demo.cog), partial_of(demo.zarr)) if path.exists()]
     if standing and not overwrite:
