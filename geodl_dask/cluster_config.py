@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -26,6 +27,9 @@ class ClusterConfig:
     """``local``, ``cuda``, one of `QUEUES`, a scheduler's address, or the path of a scheduler file."""
     workers: int | tuple[int, int] | None = None
     """Worker processes in all; a pair is the least and the most of a job queue, as the work needs them."""
+    tls: str | None = None
+    """Encrypt all connections: a PEM file with the authority's certificate and one with its key; ``auto`` where all
+    workers are on this machine, and ours: made for this run."""
     gpus_per_node: int | None = None
     """Of a job: its GPUs, each of which has a worker process."""
     walltime: str | None = None
@@ -46,7 +50,7 @@ class ClusterConfig:
     """Of a job: shell lines before its workers start, such as ``module load cuda``."""
 
     def __post_init__(self) -> None:
-        of_jobs = [field.name for field in fields(self)[2:] if getattr(self, field.name)]
+        of_jobs = [field.name for field in fields(self)[3:] if getattr(self, field.name)]
         if of_jobs and not self.is_queue:
             raise RequestError(
                 f"{' and '.join(of_jobs)} can be said to a job queue ({', '.join(QUEUES)}), and the cluster is "
@@ -58,6 +62,11 @@ class ClusterConfig:
             raise RequestError(
                 f"workers is {self.workers[0]} to {self.workers[1]}; that is for job queues ({', '.join(QUEUES)}), and "
                 f"the cluster is {self.cluster}. Give one number."
+            )
+        if self.tls == "auto" and not self.is_here:
+            raise RequestError(
+                f"tls is auto, and the workers of {self.cluster} cannot know what is made here. Give the PEM file that "
+                "all of them have, such as `source cluster/tls.sh` makes."
             )
         if any(count % self.processes for count in self.worker_range):
             raise RequestError(
@@ -123,7 +132,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
     except OSError as error:
         raise RequestError(f"The cluster's options cannot be read from {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"The cluster's options in {path} are no YAML: {' '.join(str(error).split())}.") from error
     if content in (None, ""):
         return {}
@@ -140,7 +149,9 @@ def _read_values(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wrong(name: str, value: Any, needed: str) -> RequestError:
-    return RequestError(f"{name} is {value!r}; {needed} is needed.")
+    short = reprlib.Repr()  # a few lines of YAML may stand for a value of any length
+    short.maxlevel, short.maxstring, short.maxother = 2, 200, 200
+    return RequestError(f"{name} is {short.repr(value)}; {needed} is needed.")
 
 
 def _count(name: str, value: Any) -> int:
@@ -186,6 +197,7 @@ def _matching(pattern: str, needed: str) -> Callable[[str, Any], str]:
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "cluster": _text,
     "workers": _workers,
+    "tls": _text,
     "gpus_per_node": _count,
     "walltime": _matching(r"(?=.*[1-9])\d{1,4}:[0-5]\d:[0-5]\d", 'text as "02:00:00" (hours:minutes:seconds)'),
     "queue": _text,

@@ -125,7 +125,7 @@ class Manifest:
             pixels = record["pixels"] and {int(value): int(count) for value, count in record["pixels"].items()}
             failed = tuple(FailedBlock(**each) for each in record.get("failed_blocks", ()))
             return cls(**{**record, "pixels": pixels, "failed_blocks": failed})
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
 

@@ -14,6 +14,8 @@ import torch
 from hypothesis import settings
 from rasterio.transform import from_origin
 
+pytest_plugins = ("attacks",)
+
 # Times are for benchmarks: a busy machine is no failure.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
