@@ -16,7 +16,7 @@ from typing import Any
 import dask
 from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
-from distributed import Client, Worker, WorkerPlugin
+from distributed import Client, LocalCluster, Worker, WorkerPlugin
 from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.registry import get_backend
 from distributed.security import Security
@@ -116,13 +116,9 @@ def _local_client(workers: int | None, gpus: tuple[str, ...], tls: str | None) -
     count = len(gpus) or workers or 1
     has_processes = bool(gpus) or workers is not None
     threads = GPU_WORKER_THREADS if gpus else max(1, CPU_COUNT // count)
-    client = Client(
-        n_workers=count,
-        threads_per_worker=threads,
-        processes=has_processes,
-        **_of_scheduler(),
-        **(_encrypted(tls) if has_processes else {}),
-    )
+    options = {"n_workers": count, "threads_per_worker": threads, "processes": has_processes, **_of_scheduler()}
+    is_reachable = has_processes and tls  # threads of one process have nothing to encrypt
+    client = _OwningClient(LocalCluster(**options, **_encrypted(tls))) if is_reachable else Client(**options)
     if has_processes:
         client.register_plugin(_LocalWorker())
     if gpus:

@@ -27,9 +27,6 @@ class ClusterConfig:
     """``local``, ``cuda``, one of `QUEUES`, a scheduler's address, or the path of a scheduler file."""
     workers: int | tuple[int, int] | None = None
     """Worker processes in all; a pair is the least and the most of a job queue, as the work needs them."""
-    tls: str | None = None
-    """Encrypt all connections: a PEM file with the authority's certificate and one with its key; ``auto`` where all
-    workers are on this machine, and ours: made for this run."""
     gpus_per_node: int | None = None
     """Of a job: its GPUs, each of which has a worker process."""
     walltime: str | None = None
@@ -48,9 +45,12 @@ class ClusterConfig:
     """Of a job: what else to ask the queue for, each without its ``#SBATCH`` or the like."""
     setup_lines: tuple[str, ...] = ()
     """Of a job: shell lines before its workers start, such as ``module load cuda``."""
+    tls: str | None = None
+    """Encrypt all connections: a PEM file with the authority's certificate and one with its key; ``auto`` where all
+    workers are on this machine, and ours: made for this run."""
 
     def __post_init__(self) -> None:
-        of_jobs = [field.name for field in fields(self)[3:] if getattr(self, field.name)]
+        of_jobs = [field.name for field in fields(self)[2:-1] if getattr(self, field.name)]
         if of_jobs and not self.is_queue:
             raise RequestError(
                 f"{' and '.join(of_jobs)} can be said to a job queue ({', '.join(QUEUES)}), and the cluster is "
@@ -145,7 +145,7 @@ def _read_values(given: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [str(name) for name in given if name not in _READERS]
     if unknown:
         raise RequestError(f"{' and '.join(unknown)}: no such option of a cluster; there are {', '.join(_READERS)}.")
-    return {name: _READERS[name](name, value) for name, value in given.items()}
+    return {name: _READERS[name](name, value) for name, value in given.items() if value is not None}
 
 
 def _wrong(name: str, value: Any, needed: str) -> RequestError:
@@ -197,7 +197,6 @@ def _matching(pattern: str, needed: str) -> Callable[[str, Any], str]:
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "cluster": _text,
     "workers": _workers,
-    "tls": _text,
     "gpus_per_node": _count,
     "walltime": _matching(r"(?=.*[1-9])\d{1,4}:[0-5]\d:[0-5]\d", 'text as "02:00:00" (hours:minutes:seconds)'),
     "queue": _text,
@@ -207,4 +206,5 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "interface": _text,
     "directives": _texts,
     "setup_lines": _texts,
+    "tls": _text,
 }

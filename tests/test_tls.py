@@ -5,7 +5,7 @@ All of it on a real scheduler; the certificates are those that ``cluster/tls.sh`
 
 import logging
 import shutil
-import ssl
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from pathlib import Path
 import dask
 import pytest
 from click.testing import CliRunner
-from distributed import Client, LocalCluster
+from distributed import LocalCluster
 
 import geodl_dask as gd
 from geodl_dask.cli import cli
@@ -33,7 +33,9 @@ def keys(tmp_path_factory) -> tuple[str, str]:
     made = []
     for name in ("ours", "theirs"):
         folder = tmp_path_factory.mktemp(name)
-        done = subprocess.run(["bash", "-c", f"source {SCRIPT} && echo $pem"], cwd=folder, capture_output=True, check=True)
+        done = subprocess.run(
+            ["bash", "-c", f"source {SCRIPT} && echo $pem"], cwd=folder, capture_output=True, check=True
+        )
         made.append(done.stdout.decode().strip())
     return made[0], made[1]
 
@@ -56,7 +58,7 @@ def test_scheduler_with_a_certificate_takes_its_holders_and_nobody_else(keys, tm
             assert client.submit(sum, [1, 2]).result() == 3
         with pytest.raises(RequestError, match=r"the ends differ \(.*Say --tls FILE .*that it was started with"):
             gd.connect(address, config={"tls": theirs})
-        with pytest.raises(RequestError, match="this side has no certificate. Say --tls FILE"):
+        with pytest.raises(RequestError, match=r"this side has no certificate\. Say --tls FILE"):
             gd.connect(address)
         with pytest.raises(RequestError, match="is not encrypted; tls://host:port is needed"):
             gd.connect(address.replace("tls://", "tcp://"), config={"tls": ours})
@@ -102,7 +104,7 @@ def test_auto_without_cryptography_says_what_to_install(monkeypatch):
 
 def test_auto_is_for_workers_that_are_ours():
     for cluster in ("slurm", "tls://here:8786"):
-        with pytest.raises(RequestError, match="cannot know what is made here. Give the PEM file"):
+        with pytest.raises(RequestError, match=r"cannot know what is made here\. Give the PEM file"):
             ClusterConfig(cluster, tls="auto")
 
 
@@ -147,9 +149,10 @@ def test_plain_text_is_not_understood_by_the_scheduler(keys):
     """What the option is for: nobody who reaches the port is listened to."""
     with scheduler_with(keys[0]) as address:
         host, port = address.removeprefix("tls://").split(":")
-        with pytest.raises(ssl.SSLError), ssl.create_default_context().wrap_socket(
-            __import__("socket").create_connection((host, int(port)), timeout=5), server_hostname=host
-        ):
-            pass
-        with pytest.raises(OSError, match="Timed out|connect"):
-            Client(f"tcp://{host}:{port}", timeout="2s")
+        with socket.create_connection((host, int(port)), timeout=5) as plain:
+            plain.sendall(bytes(64))
+            try:
+                answer = plain.recv(1)
+            except ConnectionResetError:
+                answer = b""
+            assert answer in (b"", b"\x15")  # nothing, or the alert of TLS

@@ -79,9 +79,9 @@ class Attack:
         """What has just been done did what was asked, and nothing else. told : what came out of it."""
         self._end("harmless", *told)
 
-    def is_open(self, *told: bytes, happened: str) -> None:
-        """What has just been done was the attack, as SECURITY.md says."""
-        assert self.canary.sings(*told) == [happened]
+    def is_open(self, *told: bytes) -> None:
+        """What has just been done was the attack, as SECURITY.md says. told : what it told of the secret."""
+        assert self.canary.sings(*told) == ["the secret was told"] * len(told)
         self._told.append(("attack", "open"))
 
     def _end(self, word: str, *told: bytes) -> None:
