@@ -130,9 +130,8 @@ def name_overviews(image: Path, elsewhere: str, way: str) -> None:
         with rasterio.open(image, "r+") as dataset:
             dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=elsewhere)
     else:
-        image.with_name(image.name + ".aux.xml").write_text(
-            f'<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">{elsewhere}</MDI></Metadata></PAMDataset>'
-        )
+        named = f'<Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">{elsewhere}</MDI></Metadata>'
+        image.with_name(image.name + ".aux.xml").write_text(f"<PAMDataset>{named}</PAMDataset>")
 
 
 @pytest.mark.attack(
@@ -298,19 +297,26 @@ def tiff(width: int, height: int, tile: int | None) -> bytes:
     return b"II*\0" + struct.pack("<I", 8) + body + struct.pack("<I", 0) + tail
 
 
-@pytest.mark.attack(
-    "huge TIFF header", "2^31 pixels a side, tiles and strips of gigabytes, in a file of some hundred bytes"
-)
-@pytest.mark.parametrize(
-    ("width", "height", "tile"),
-    [(2**31 - 1, 2**31 - 1, None), (2**31 - 1, 2**31 - 1, 2**20), (2**32 - 1, 16, None), (200_000, 200_000, 199_984)],
-)
-def test_dimensions_of_a_header_are_not_believed(attack, models, tmp_path, width, height, tile):
-    path = tmp_path / "evil.tif"
-    path.write_bytes(tiff(width, height, tile))
-    words = ["classify", str(path), str(tmp_path / "out.tif"), str(models["pt"]), "--chunks", "1024"]
-    attack.refused_by_command("evil.tif|the disk|The disk|band", *words)
+HUGE = "2^31 pixels a side, tiles and strips of gigabytes, in a file of some hundred bytes"
+
+
+@pytest.mark.attack("huge TIFF header", HUGE)
+@pytest.mark.parametrize(("width", "tile"), [(2**31 - 1, None), (2**31 - 1, 2**20), (2**32 - 1, None)])
+def test_dimensions_of_a_header_are_not_believed(attack, models, tmp_path, width, tile):
+    (tmp_path / "evil.tif").write_bytes(tiff(width, width, tile))
+    words = ["classify", str(tmp_path / "evil.tif"), str(tmp_path / "out.tif"), str(models["pt"])]
+    says = "at most 268,435,456 a side are taken|Too large image size|cannot be opened"
+    attack.refused_by_command(says, *words, "--bands", ",".join("1" * 6))
     assert not (tmp_path / "out.tif").exists()
+
+
+@pytest.mark.attack("huge TIFF header", HUGE)
+@pytest.mark.parametrize("tile", [None, 199_984])
+def test_tile_as_large_as_a_memory_is_not_made(attack, tmp_path, tile):
+    (tmp_path / "evil.tif").write_bytes(tiff(200_000, 200_000, tile))
+    raster = open_raster(str(tmp_path / "evil.tif"))
+    with attack.refused("cannot be read at row 0"):
+        raster.read(WINDOW)
 
 
 def test_a_raster_that_is_none_of_these_is_read(tmp_path, image):
