@@ -68,6 +68,16 @@ def test_scheduler_with_a_certificate_takes_its_holders_and_nobody_else(keys, tm
 
 
 @has_openssl
+@pytest.mark.attack("a client without the certificate", "none, another, or no encryption at all")
+def test_client_that_only_knows_the_schedulers_certificate_is_refused_by_it(keys, tmp_path):
+    """The scheduler is whom it takes it for; that the scheduler does not take it comes after the handshake."""
+    ours, theirs = (Path(key).read_text() for key in keys)
+    (tmp_path / "mixed.pem").write_text(theirs + ours[ours.index("-----BEGIN CERTIFICATE") :])
+    with scheduler_with(keys[0]) as address, pytest.raises(RequestError, match="the ends differ"):
+        gd.connect(address, config={"tls": str(tmp_path / "mixed.pem")})
+
+
+@has_openssl
 def test_the_command_refuses_a_wrong_certificate_before_any_work(keys, pair, models, tmp_path):
     with scheduler_with(keys[0]) as address:
         words = ["detect-change", *map(str, pair), str(tmp_path / "out.tif"), str(models["pt"]), "--cluster", address]
