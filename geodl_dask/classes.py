@@ -143,7 +143,7 @@ def _as_list(given: Any) -> list[Any]:
     if isinstance(given, str):
         try:
             listed = json.loads(given)
-        except ValueError:
+        except (ValueError, RecursionError):
             return [given]
         return listed if isinstance(listed, list) else [given]
     return given if isinstance(given, list) else list(np.atleast_1d(given))

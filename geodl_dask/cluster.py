@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ from typing import Any
 import dask
 from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
-from distributed import Client, Worker, WorkerPlugin
+from distributed import Client, LocalCluster, Worker, WorkerPlugin
 from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.registry import get_backend
+from distributed.security import Security
 
 from .cluster_config import CLUSTERS, GPU_WORKER_THREADS, ClusterConfig, read_cluster_config
 from .devices import visible_gpus, worker_gpus
 from .errors import DeviceError, RequestError
 from .job_queue import check_job_queue, submit_jobs
+from .tls import security_of
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ def connect(
     if gpus and not options.is_here:
         raise RequestError(f"gpus are of this machine, and the cluster is {options.cluster}. Leave gpus out.")
     if options.kind == "scheduler":
-        return _client_of_scheduler(options.cluster)
+        return _client_of_scheduler(options)
     if options.is_queue:
         return _OwningClient(submit_jobs(options))
     if gpus and options.local_workers not in (None, len(gpus)):
@@ -60,17 +63,18 @@ def connect(
     if options.kind == "cuda":
         gpus = gpus or local_gpus(options, "gpu")
         if importlib.util.find_spec("dask_cuda"):
-            return _cuda_client(gpus)
+            return _cuda_client(gpus, options.tls)
         log.info("dask-cuda is not installed: the workers are started without it.")
-    return _local_client(options.local_workers, tuple(gpus))
+    return _local_client(options.local_workers, tuple(gpus), options.tls)
 
 
 def check_cluster(config: ClusterConfig) -> None:
     """Raise RequestError where `connect` would, as far as that is seen without starting anything."""
     if config.kind == "scheduler":
-        _reach(config.cluster)
+        _reach(config)
     elif config.is_queue:
         check_job_queue(config)
+    security_of(config.tls)
 
 
 def local_gpus(config: ClusterConfig, processor: str, gpu_id: int | None = None) -> tuple[str, ...]:
@@ -107,13 +111,15 @@ class _OwningClient(Client):
         """Nothing: this may be the thread that closing waits for, and distributed closes clusters at exit."""
 
 
-def _local_client(workers: int | None, gpus: tuple[str, ...]) -> Client:
+def _local_client(workers: int | None, gpus: tuple[str, ...], tls: str | None) -> Client:
     count = len(gpus) or workers or 1
     has_processes = bool(gpus) or workers is not None
     threads = GPU_WORKER_THREADS if gpus else max(1, CPU_COUNT // count)
+    options = {"n_workers": count, "threads_per_worker": threads, "processes": has_processes, **_of_scheduler()}
+    is_reachable = has_processes and tls  # threads of one process have nothing to encrypt
     # They keep no results, but freed memory: Dask, which pauses them until they have less, would wait for ever.
     with dask.config.set({"distributed.worker.memory.pause": False}):
-        client = Client(n_workers=count, threads_per_worker=threads, processes=has_processes, **_of_scheduler())
+        client = _OwningClient(LocalCluster(**options, **_encrypted(tls))) if is_reachable else Client(**options)
     if has_processes:
         client.register_plugin(_LocalWorker())
     if gpus:
@@ -121,11 +127,11 @@ def _local_client(workers: int | None, gpus: tuple[str, ...]) -> Client:
     return client
 
 
-def _cuda_client(gpus: Sequence[str]) -> Client:
+def _cuda_client(gpus: Sequence[str], tls: str | None) -> Client:
     """By dask-cuda: its workers also keep to the cores that are near their GPU."""
     from dask_cuda import LocalCUDACluster
 
-    client = _OwningClient(LocalCUDACluster(**_cuda_options(gpus)))
+    client = _OwningClient(LocalCUDACluster(**_cuda_options(gpus), **_encrypted(tls)))
     client.register_plugin(_LocalWorker())
     return client
 
@@ -142,21 +148,39 @@ def _of_scheduler() -> dict[str, Any]:
     }
 
 
-def _client_of_scheduler(cluster: str) -> Client:
-    address = _reach(cluster)
-    try:
-        return Client(address)
-    except (OSError, ValueError, TypeError) as error:  # TypeError: tls without certificates
-        raise _unreachable(cluster, error) from error
+def _encrypted(tls: str | None) -> dict[str, Any]:
+    return {"security": security_of(tls), "protocol": "tls://"} if tls else {}
 
 
-def _reach(cluster: str) -> str:
-    """The address of the scheduler at an address or of a scheduler file, which somebody listens at."""
-    address = cluster if "://" in cluster else _address_in(Path(cluster))
+def _client_of_scheduler(config: ClusterConfig) -> Client:
+    address = _reach(config)
     try:
-        _knock(address)
+        return Client(address, security=security_of(config.tls))
     except (OSError, ValueError, TypeError) as error:
-        raise _unreachable(cluster if address == cluster else f"{address}, which {cluster} names", error) from error
+        raise _unreachable(config.cluster, error) from error
+
+
+def _reach(config: ClusterConfig) -> str:
+    """The address of the scheduler at an address or of a scheduler file, which somebody listens at, and talks to us."""
+    cluster = config.cluster
+    address = cluster if "://" in cluster else _address_in(Path(cluster))
+    named = cluster if address == cluster else f"{address}, which {cluster} names"
+    if config.tls and not address.startswith("tls://"):
+        raise RequestError(
+            f"tls is {config.tls}, and the scheduler at {named} is not encrypted; tls://host:port is needed. "
+            "Start it with that certificate, or leave tls out."
+        )
+    security = security_of(config.tls) or Security()
+    try:
+        _knock(address, security)
+    except (ssl.SSLError, TypeError) as error:  # TypeError: tls without certificates
+        said = "and this side has no certificate" if isinstance(error, TypeError) else f"and the ends differ ({error})"
+        raise RequestError(
+            f"The scheduler at {named} talks to holders of its certificate alone, {said}. Say --tls FILE (tls=), the "
+            "file that it was started with."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise _unreachable(named, error) from error
     return address
 
 
@@ -172,7 +196,7 @@ def _address_in(path: Path) -> str:
         raise RequestError(f"cluster is {str(path)!r}, and no such file is there; {CLUSTERS} is needed.") from error
     except OSError as error:
         raise RequestError(f"The scheduler file {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} is not what dask scheduler --scheduler-file writes: {error}.") from error
     address = content.get("address") if isinstance(content, dict) else None
     if not isinstance(address, str):
@@ -180,8 +204,8 @@ def _address_in(path: Path) -> str:
     return address
 
 
-def _knock(address: str) -> None:
-    """Raise ValueError or OSError for an address where nobody can listen, or nobody does.
+def _knock(address: str, security: Security) -> None:
+    """Raise ValueError or OSError for an address where nobody can listen, nobody does, or somebody who refuses us.
 
     A client that fails to connect goes on trying when it is thrown away, and may then lock up the process
     (distributed 2026.8).
@@ -190,7 +214,18 @@ def _knock(address: str) -> None:
     get_backend(scheme)
     if scheme in ("tcp", "tls"):
         timeout_s = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
-        socket.create_connection(parse_host_port(location), timeout=timeout_s).close()
+        with socket.create_connection(parse_host_port(location), timeout=timeout_s) as plain:
+            if scheme == "tls":
+                _shake_hands(plain, security)
+
+
+def _shake_hands(plain: socket.socket, security: Security) -> None:
+    """Raise SSLError where an end does not take the other's certificate, TypeError where this one has none."""
+    context = security.get_connection_args("client").get("ssl_context")
+    if context is None:
+        raise TypeError("no certificate")
+    with context.wrap_socket(plain) as encrypted:
+        encrypted.recv(1)  # by TLS 1.3 the other end's refusal comes after the handshake, in place of Dask's greeting
 
 
 class _OneGpuEach(WorkerPlugin):

@@ -45,9 +45,12 @@ class ClusterConfig:
     """Of a job: what else to ask the queue for, each without its ``#SBATCH`` or the like."""
     setup_lines: tuple[str, ...] = ()
     """Of a job: shell lines before its workers start, such as ``module load cuda``."""
+    tls: str | None = None
+    """Encrypt all connections: a PEM file with the authority's certificate and one with its key; ``auto`` where all
+    workers are on this machine, and ours: made for this run."""
 
     def __post_init__(self) -> None:
-        of_jobs = [field.name for field in fields(self)[2:] if getattr(self, field.name)]
+        of_jobs = [field.name for field in fields(self)[2:-1] if getattr(self, field.name)]
         if of_jobs and not self.is_queue:
             raise RequestError(
                 f"{' and '.join(of_jobs)} can be said to a job queue ({', '.join(QUEUES)}), and the cluster is "
@@ -59,6 +62,11 @@ class ClusterConfig:
             raise RequestError(
                 f"workers is {self.workers[0]} to {self.workers[1]}; that is for job queues ({', '.join(QUEUES)}), and "
                 f"the cluster is {self.cluster}. Give one number."
+            )
+        if self.tls == "auto" and not self.is_here:
+            raise RequestError(
+                f"tls is auto, and the workers of {self.cluster} cannot know what is made here. Give the PEM file that "
+                "all of them have, such as `source cluster/tls.sh` makes."
             )
         if any(count % self.processes for count in self.worker_range):
             raise RequestError(
@@ -139,13 +147,12 @@ def _read_values(given: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [str(name) for name in given if name not in _READERS]
     if unknown:
         raise RequestError(f"{' and '.join(unknown)}: no such option of a cluster; there are {', '.join(_READERS)}.")
-    return {name: _READERS[name](name, value) for name, value in given.items()}
+    return {name: _READERS[name](name, value) for name, value in given.items() if value is not None}
 
 
 def _wrong(name: str, value: Any, needed: str) -> RequestError:
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 100
-    short.maxlevel = 2  # aliases in YAML say a hundred bytes a billion times
+    short = reprlib.Repr()  # a few lines of YAML may stand for a value of any length
+    short.maxlevel, short.maxstring, short.maxother = 2, 200, 200
     return RequestError(f"{name} is {short.repr(value)}; {needed} is needed.")
 
 
@@ -201,4 +208,5 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "interface": _text,
     "directives": _texts,
     "setup_lines": _texts,
+    "tls": _text,
 }

@@ -42,6 +42,9 @@ def cluster_options(command: Any) -> Any:
             help="Worker processes, at most one per GPU; local without it: threads of this one, or one for each GPU. "
             f"MIN:MAX {_OF_QUEUES}: as the work needs them.",
         ),
+        click.option("--tls", metavar="FILE|auto",
+                     help="Encrypt and check all connections by a PEM file with certificate and key, such as "
+                     "cluster/tls.sh makes; auto (local, cuda): by one that is made for this run."),
         click.option("--gpus-per-node", type=click.IntRange(min=1), metavar="N",
                      help=f"GPUs of a job, with a worker process each {_OF_QUEUES}."),
         click.option("--walltime", metavar="HH:MM:SS", help=f"How long a job may run {_OF_QUEUES}."),

@@ -26,6 +26,7 @@ from distributed.deploy.cluster import Cluster
 
 from .cluster_config import GPU_WORKER_THREADS, QUEUES, ClusterConfig
 from .errors import MissingDependencyError, RequestError
+from .tls import security_of
 
 if TYPE_CHECKING:
     from dask_jobqueue.core import JobQueueCluster
@@ -150,6 +151,8 @@ def job_options(config: ClusterConfig) -> dict[str, Any]:
             "--no-dashboard", *(_of_site(config, "worker-extra-args") or ()), *_leave_before(walltime)
         ],
     }  # fmt: skip
+    if config.tls:
+        options |= {"security": security_of(config.tls), "protocol": "tls://"}
     special, directives = _OF_SYSTEM[config.cluster](config, booked, memory)
     directives += [*(_of_site(config, "job-extra-directives") or ()), *config.directives]
     return {**options, **special, "job_extra_directives": directives}

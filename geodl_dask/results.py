@@ -26,6 +26,7 @@ from .confidence import CONFIDENCE, layers_of
 from .errors import RasterInputError, RasterNotFoundError
 from .geozarr import without_place
 from .pyramid import levels_of
+from .rasters.gdal import opened as opened_by_gdal
 from .rasters.grids import whole_pixel_offset
 from .survey import BLOCK_PX
 
@@ -50,7 +51,7 @@ def open_change(path: str | os.PathLike[str]) -> xr.DataArray | xr.Dataset:
         raise RasterNotFoundError(f"There is no result at {text} (looked in {Path.cwd()}).")
     try:
         layers = _layers_of_store(text) if Path(text).suffix.lower() == ".zarr" else _layers_of_tiff(text)
-    except (rasterio.errors.RasterioIOError, OSError, KeyError, ValueError) as error:
+    except (rasterio.errors.RasterioIOError, OSError, KeyError, ValueError, RecursionError) as error:
         raise RasterInputError(f"{text} cannot be opened as a result: {error}") from error
     for layer in layers:
         layer.encoding = {"source": text}
@@ -109,7 +110,7 @@ def coarse_view(change: ResultLike, longest_px: int) -> xr.DataArray:
 
 
 def _layers_of_tiff(path: str) -> list[xr.DataArray]:
-    with rasterio.open(path) as dataset:
+    with (rasterio.open if "://" in path else opened_by_gdal)(path) as dataset:
         tags, nodata, block = dataset.tags(), dataset.nodata, dataset.block_shapes[0]
         scaled = [
             dict(zip(("scale_factor", "add_offset"), each, strict=True))

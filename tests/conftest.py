@@ -15,6 +15,8 @@ from hypothesis import settings
 from rasterio.transform import from_origin
 from summary_tables import pytest_terminal_summary  # noqa: F401  # a hook
 
+pytest_plugins = ("attacks",)
+
 # Times are for benchmarks: a busy machine is no failure.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

@@ -232,6 +232,7 @@ class Witness:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.attack("pickled weights", "an object that acts when it is unpickled, under every suffix that is run")
 def test_a_pickled_payload_is_refused_and_does_not_run(model, tmp_path):
     witness = tmp_path / "ran"
     path = model(lambda state: {**state, KEY: Witness(witness)})

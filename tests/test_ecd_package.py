@@ -108,6 +108,7 @@ def test_a_referenced_folder_is_used_where_it_lies(folder):
     assert Path(load_definition(convert(folder, model="sm", reference=True)).model_file) == folder / "sm"
 
 
+@pytest.mark.attack(".ecd that refers elsewhere", "../, absolute, by a link; another file than it says")
 @pytest.mark.parametrize(
     "place",
     ["/etc/passwd", "/proc/self/pagemap", "../cntk.model", "down/../cntk.model", "link/cntk.model", "down\\\\x"],
@@ -131,6 +132,7 @@ def test_a_reference_that_leads_out_of_the_folder_is_not_followed(folder, cache,
     assert not cache.exists()
 
 
+@pytest.mark.attack(".ecd that refers elsewhere", "../, absolute, by a link; another file than it says")
 @pytest.mark.parametrize(
     ("change", "says"),
     [

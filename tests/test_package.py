@@ -175,6 +175,9 @@ def test_what_was_left_half_unpacked_a_day_ago_is_swept(tmp_path, cache):
     assert new.exists()
 
 
+@pytest.mark.attack(
+    "names that lead out of an archive", "../, drives, absolute, devices of Windows, control characters, of any text"
+)
 @pytest.mark.parametrize(
     "name, reason",
     [
@@ -204,15 +207,22 @@ def test_a_member_that_could_land_elsewhere_is_refused(tmp_path, cache, name, re
     assert_refused(write_zip(tmp_path / "m.dlpk", {"m.emd": EMD, name: b"x"}), reason, cache)
 
 
+@pytest.mark.attack(
+    "names that lead out of an archive", "../, drives, absolute, devices of Windows, control characters, of any text"
+)
 def test_a_folder_that_leads_out_is_refused_though_nothing_lies_in_it(tmp_path, cache):
     assert_refused(write_zip(tmp_path / "m.dlpk", {"m.emd": EMD, "../up/": b""}), r"leads out of the package", cache)
 
 
+@pytest.mark.attack(
+    "names that lead out of an archive", "../, drives, absolute, devices of Windows, control characters, of any text"
+)
 def test_a_name_with_nul_is_refused_and_not_cut(tmp_path, cache):
     path = write_zip(tmp_path / "m.dlpk", {"m.emd": EMD, "evil.pyXtxt": b"x"})
     assert_refused(rename_member(path, "evil.pyXtxt", "evil.py\0txt"), r"has control characters in its name", cache)
 
 
+@pytest.mark.attack("links and devices in an archive", "symbolic links, device files, pipes, sockets, in zip and 7-Zip")
 @pytest.mark.parametrize(
     "mode, kind",
     [
@@ -228,6 +238,7 @@ def test_links_and_device_files_are_refused(tmp_path, cache, mode, kind):
     assert_refused(path, f"member 'w.pth' is {kind}; only files and folders are unpacked", cache)
 
 
+@pytest.mark.attack("members that overwrite others", "the same name twice, by case, by Unicode, file and folder")
 @pytest.mark.parametrize(
     "names",
     [
@@ -247,6 +258,7 @@ def test_members_that_would_overwrite_one_another_are_refused(tmp_path, cache, n
     assert_refused(path, "would overwrite one another", cache)
 
 
+@pytest.mark.attack("members that overwrite others", "the same name twice, by case, by Unicode, file and folder")
 def test_a_member_that_stands_twice_is_refused(tmp_path, cache):
     path = write_zip(tmp_path / "m.dlpk", {"m.emd": EMD, "a.py": b"1", "b.py": b"2"})
     assert_refused(rename_member(path, "b.py", "a.py"), r"members 'a\.py' and 'a\.py' would overwrite", cache)
@@ -271,12 +283,18 @@ def test_an_encrypted_member_is_refused(tmp_path, cache):
     assert_refused(path, r"member 'm\.emd' is encrypted\. Pack it again without a password", cache)
 
 
+@pytest.mark.attack(
+    "bombs in an archive", "sizes that lie, ratios, members, tables of contents, methods without bounds; zip and 7-Zip"
+)
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_methods_that_inflate_without_bounds_are_refused(tmp_path, cache, method):
     path = write_zip(tmp_path / "m.dlpk", {"m.emd": EMD * 99}, method)
     assert_refused(path, rf"compressed by method {method}\. Pack it again, deflated", cache)
 
 
+@pytest.mark.attack(
+    "bombs in an archive", "sizes that lie, ratios, members, tables of contents, methods without bounds; zip and 7-Zip"
+)
 def test_a_package_larger_than_the_limit_is_refused(tmp_path, cache):
     path = write_zip(tmp_path / "m.dlpk", {"m.emd": EMD, "w.pth": bytes(3000), "v.pth": bytes(3000)})
     assert_refused(
@@ -285,12 +303,18 @@ def test_a_package_larger_than_the_limit_is_refused(tmp_path, cache):
     assert open_package(path, PackageLimits(inflated_bytes=6002)).is_dir()
 
 
+@pytest.mark.attack(
+    "bombs in an archive", "sizes that lie, ratios, members, tables of contents, methods without bounds; zip and 7-Zip"
+)
 def test_a_package_whose_headers_claim_too_much_is_not_begun(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(package_module, "_copy", None)
     path = write_zip(tmp_path / "m.dlpk", {"m.emd": EMD, "w.pth": bytes(3000)})
     assert_refused(path, "unpacks to more than", cache, PackageLimits(inflated_bytes=3000))
 
 
+@pytest.mark.attack(
+    "bombs in an archive", "sizes that lie, ratios, members, tables of contents, methods without bounds; zip and 7-Zip"
+)
 def test_a_package_that_inflates_beyond_the_ratio_is_refused(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(package_module, "RATIO_FREE_BYTES", 1000)
     path = write_zip(tmp_path / "m.dlpk", {"m.emd": EMD, "w.pth": bytes(2**20)})
@@ -298,23 +322,35 @@ def test_a_package_that_inflates_beyond_the_ratio_is_refused(tmp_path, cache, mo
     assert open_package(path, PackageLimits(ratio=1000)).is_dir()
 
 
+@pytest.mark.attack(
+    "bombs in an archive", "sizes that lie, ratios, members, tables of contents, methods without bounds; zip and 7-Zip"
+)
 def test_bytes_are_counted_as_they_are_inflated_whatever_the_header_says(tmp_path, cache, monkeypatch):
     path = write_zip(tmp_path / "m.dlpk", {"m.emd": EMD, "w.pth": bytes(10 * 2**20)})
     monkeypatch.setattr(package_module, "_zip_member", lambda info: package_module._Member(info.filename, 1, 0, False))
     assert_refused(path, "unpacks to more than 0.00 GiB", cache, PackageLimits(inflated_bytes=2**20))
 
 
+@pytest.mark.attack(
+    "bombs in an archive", "sizes that lie, ratios, members, tables of contents, methods without bounds; zip and 7-Zip"
+)
 def test_a_header_that_lies_about_a_size_is_refused(tmp_path, cache):
     path = write_zip(tmp_path / "m.dlpk", {"m.emd": EMD, "w.pth": bytes(10_000)})
     path.write_bytes(path.read_bytes().replace(struct.pack("<L", 10_000), struct.pack("<L", 10)))
     assert_refused(path, r"the zip archive is damaged \(Bad CRC-32 for file 'w\.pth'\)", cache)
 
 
+@pytest.mark.attack(
+    "bombs in an archive", "sizes that lie, ratios, members, tables of contents, methods without bounds; zip and 7-Zip"
+)
 def test_too_many_members_are_refused(tmp_path, cache):
     path = write_zip(tmp_path / "m.dlpk", {"m.emd": EMD, "a": b"", "b": b""})
     assert_refused(path, "it has 3 members; GEODL_DASK_PACKAGE_MAX_MEMBERS is 2", cache, PackageLimits(members=2))
 
 
+@pytest.mark.attack(
+    "bombs in an archive", "sizes that lie, ratios, members, tables of contents, methods without bounds; zip and 7-Zip"
+)
 def test_a_huge_table_of_contents_is_refused_before_it_is_read(tmp_path, cache):
     path = write_zip(tmp_path / "m.dlpk", {"m.emd": EMD, **{f"{index:0200}": b"" for index in range(5000)}})
     assert_refused(
@@ -423,6 +459,9 @@ def test_a_folder_without_a_definition_is_refused(tmp_path):
         find_definition(tmp_path)
 
 
+@pytest.mark.attack(
+    "names that lead out of an archive", "../, drives, absolute, devices of Windows, control characters, of any text"
+)
 @given(st.text(st.sampled_from("ab.:/\\ C~é\0\n\u0301Ⅷ") | st.characters(), max_size=20))
 def test_any_name_is_refused_or_stays_below_the_folder(name):
     try:
@@ -461,6 +500,9 @@ def test_a_7_zip_package_is_unpacked(py7zr, tmp_path):
     assert {name: (content / name).read_bytes() for name in files_below(content)} == members
 
 
+@pytest.mark.attack(
+    "names that lead out of an archive", "../, drives, absolute, devices of Windows, control characters, of any text"
+)
 def test_a_7_zip_package_that_leads_out_is_refused(py7zr, tmp_path, cache):
     with py7zr.SevenZipFile(tmp_path / "m.dlpk", "w") as archive:
         archive.writestr(EMD, "m.emd")
@@ -469,6 +511,7 @@ def test_a_7_zip_package_that_leads_out_is_refused(py7zr, tmp_path, cache):
     assert_refused(tmp_path / "m.dlpk", r"member '\.\./evil\.py' leads out of the package", cache)
 
 
+@pytest.mark.attack("links and devices in an archive", "symbolic links, device files, pipes, sockets, in zip and 7-Zip")
 def test_a_7_zip_package_with_a_link_is_refused(py7zr, tmp_path, cache):
     (tmp_path / "source").mkdir()
     (tmp_path / "source/m.emd").write_bytes(EMD)
@@ -484,6 +527,9 @@ def test_an_encrypted_7_zip_package_is_refused(py7zr, tmp_path, cache, header_to
     assert_refused(path, "it is encrypted. Pack it again without a password", cache)
 
 
+@pytest.mark.attack(
+    "bombs in an archive", "sizes that lie, ratios, members, tables of contents, methods without bounds; zip and 7-Zip"
+)
 def test_a_7_zip_package_that_inflates_too_far_is_refused(py7zr, tmp_path, cache, monkeypatch):
     path = write_7z(py7zr, tmp_path / "m.dlpk", {"m.emd": EMD, "w.pth": bytes(5_000_000)})
     assert_refused(path, "unpacks to more than", cache, PackageLimits(inflated_bytes=1_000_000))
@@ -497,6 +543,9 @@ def test_a_damaged_7_zip_package_is_refused(py7zr, tmp_path, cache):
     assert_refused(path, "the 7-Zip archive is damaged", cache)
 
 
+@pytest.mark.attack(
+    "bombs in an archive", "sizes that lie, ratios, members, tables of contents, methods without bounds; zip and 7-Zip"
+)
 def test_a_7_zip_table_of_contents_is_refused_before_its_members_are_made(py7zr, tmp_path, cache, monkeypatch):
     def never(*arguments):
         raise AssertionError("a member was made")

@@ -256,6 +256,10 @@ def tile_index(file: Path) -> str:
 EVIL = [virtual, virtual_of_raw_bytes, tile_index]
 
 
+@pytest.mark.attack(
+    "VRT, GTI, STAC of a server",
+    "that name files of this machine, raw bytes among them, under any name, at once or later",
+)
 @pytest.mark.parametrize("name", ["evil.vrt", "evil.tif", "evil.xml"])
 @pytest.mark.parametrize("write", EVIL, ids=lambda write: write.__name__)
 def test_document_of_a_server_reads_no_files_of_this_machine(tmp_path, file, write, name):
@@ -269,6 +273,10 @@ def test_document_of_a_server_reads_no_files_of_this_machine(tmp_path, file, wri
             open_raster(f"{site.url}/{name}")
 
 
+@pytest.mark.attack(
+    "VRT, GTI, STAC of a server",
+    "that name files of this machine, raw bytes among them, under any name, at once or later",
+)
 @pytest.mark.parametrize("assets", [1, 2])
 @pytest.mark.parametrize("is_local", [False, True])
 def test_item_leads_to_no_virtual_raster_of_a_server(tmp_path, file, assets, is_local):
@@ -283,6 +291,10 @@ def test_item_leads_to_no_virtual_raster_of_a_server(tmp_path, file, assets, is_
             open_raster(path if is_local else f"{site.url}/item.json")
 
 
+@pytest.mark.attack(
+    "VRT, GTI, STAC of a server",
+    "that name files of this machine, raw bytes among them, under any name, at once or later",
+)
 def test_server_that_changes_its_file_reads_no_files_of_this_machine_on_a_worker(tmp_path, file):
     (tmp_path / "site").mkdir()
     shutil.copy(file, tmp_path / "site" / "image.tif")
@@ -293,6 +305,10 @@ def test_server_that_changes_its_file_reads_no_files_of_this_machine_on_a_worker
             replace(raster, dataset=f"/vsicurl/{site.url}/evil.tif").read(WINDOW)
 
 
+@pytest.mark.attack(
+    "VRT, GTI, STAC of a server",
+    "that name files of this machine, raw bytes among them, under any name, at once or later",
+)
 @pytest.mark.parametrize("sidecar", [".msk", ".ovr"])
 def test_sidecar_of_a_server_is_a_raster_and_no_virtual_one(tmp_path, file, sidecar):
     (tmp_path / "site").mkdir()

@@ -336,6 +336,9 @@ EXPORT_ATTACKS = {
 }
 
 
+@pytest.mark.attack(
+    "code in a torch file", "in every text of torch.export and TorchScript that torch unpickles, evaluates or compiles"
+)
 @pytest.mark.parametrize("name", EXPORT_ATTACKS)
 def test_code_in_an_exported_file_is_refused(name, attack):
     change, message = EXPORT_ATTACKS[name]
@@ -376,6 +379,9 @@ class SavesOnLoad(Saves):
         torch.save(torch.zeros(1), self.witness)
 
 
+@pytest.mark.attack(
+    "operators of a torch file", "that write files, reach other libraries, or reach beyond a tensor, in any spelling"
+)
 @pytest.mark.parametrize("network", [Saves, Maps, SavesOnLoad])
 def test_operators_that_write_files_are_refused(network, attack):
     def change(source, target, witness):
@@ -386,6 +392,9 @@ def test_operators_that_write_files_are_refused(network, attack):
     assert re.search(r"operator (save|from_file)", attack("pt", change))
 
 
+@pytest.mark.attack(
+    "operators of a torch file", "that write files, reach other libraries, or reach beyond a tensor, in any spelling"
+)
 @pytest.mark.parametrize(
     "spelling",
     [
@@ -426,6 +435,9 @@ class Plain(nn.Module):
         return stack
 
 
+@pytest.mark.attack(
+    "operators of a torch file", "that write files, reach other libraries, or reach beyond a tensor, in any spelling"
+)
 def test_native_classes_and_operators_of_other_libraries_are_refused(plain, tmp_path):
     code = next(each for each in zipfile.ZipFile(plain["pt"]).namelist() if each.endswith(".py")).split("/", 1)[1]
     text = member(plain["pt"], code)
@@ -451,6 +463,9 @@ def test_native_classes_and_operators_of_other_libraries_are_refused(plain, tmp_
             require_plain_network(str(rewrite(plain["pt"], tmp_path / "evil.pt", **{"data.pkl": evil})))
 
 
+@pytest.mark.attack(
+    "operators of a torch file", "that write files, reach other libraries, or reach beyond a tensor, in any spelling"
+)
 def test_a_script_tensor_beyond_its_storage_is_refused(tmp_path):
     class Holder(Plain):
         def __init__(self) -> None:
@@ -469,6 +484,9 @@ def test_a_script_tensor_beyond_its_storage_is_refused(tmp_path):
     assert torch.jit.load(evil).held.untyped_storage().nbytes() > len(member(evil, "data/0")), "torch checks by now"
 
 
+@pytest.mark.attack(
+    "code in a torch file", "in every text of torch.export and TorchScript that torch unpickles, evaluates or compiles"
+)
 @pytest.mark.parametrize(
     ("suffix", "extra"),
     [
@@ -489,6 +507,9 @@ def test_other_members_are_refused(suffix, extra, plain, tmp_path):
         require_plain_network(str(path))
 
 
+@pytest.mark.attack(
+    "code in a torch file", "in every text of torch.export and TorchScript that torch unpickles, evaluates or compiles"
+)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_archives_that_two_readers_may_read_differently_are_refused(plain, tmp_path):
     for root, name, message in (
@@ -503,6 +524,7 @@ def test_archives_that_two_readers_may_read_differently_are_refused(plain, tmp_p
             require_plain_network(str(path))
 
 
+@pytest.mark.attack("bombs in a torch file", "members that inflate to gigabytes")
 def test_bombs_are_refused_quickly(plain, tmp_path, monkeypatch):
     monkeypatch.setattr("geodl_dask.runners.torch_files.MAX_TEXT", 1 << 20)
     deep, huge = b"[" * 200_000, b'{"a": "' + b"x" * (2 << 20) + b'"}'
@@ -518,6 +540,9 @@ def test_bombs_are_refused_quickly(plain, tmp_path, monkeypatch):
         require_plain_network(str(path))
 
 
+@pytest.mark.attack(
+    "code in a torch file", "in every text of torch.export and TorchScript that torch unpickles, evaluates or compiles"
+)
 @pytest.mark.parametrize(
     "text",
     ["9**9**9", "Pow(9, Pow(9, 99))", "((s0**99)**99)**99", "(" * 300 + ")" * 300, "s0.__class__",
@@ -572,6 +597,9 @@ def texts_of(value, key=""):
             yield value, name
 
 
+@pytest.mark.attack(
+    "code in a torch file", "in every text of torch.export and TorchScript that torch unpickles, evaluates or compiles"
+)
 def test_code_in_place_of_any_text_never_runs(plain, tmp_path):
     """Each distinct kind of text of the graph in turn; what is let through is loaded and run."""
     witness, refused, loaded = tmp_path / "witness", 0, 0

@@ -197,6 +197,9 @@ class Backward(nn.Module):
         return torch.ops.aten.max_pool2d_with_indices_backward(ones, ones, [1, 1], [1, 1], [0, 0], [1, 1], False, index)
 
 
+@pytest.mark.attack(
+    "operators of a torch file", "that write files, reach other libraries, or reach beyond a tensor, in any spelling"
+)
 @pytest.mark.parametrize("suffix", ["pt", "pt2"])
 def test_an_operator_that_writes_where_it_is_told_is_refused(suffix, tmp_path):
     path = tmp_path / f"evil.{suffix}"
@@ -241,6 +244,9 @@ def test_listed_operators_bear_hostile_arguments(names):
     assert taken > len(names) * CASES / 20, "torch took hardly any of the arguments, so nothing was tested"
 
 
+@pytest.mark.attack(
+    "operators of a torch file", "that write files, reach other libraries, or reach beyond a tensor, in any spelling"
+)
 @pytest.mark.parametrize("key", ["dtype", "memory_format"])
 def test_a_number_in_place_of_a_type_is_refused(key, tmp_path):
     class Converts(nn.Module):

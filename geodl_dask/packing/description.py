@@ -104,14 +104,21 @@ def _read(definition: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, A
     try:
         text = decode_text(path.read_bytes())
         if path.suffix.lower() in (".yaml", ".yml"):
-            text = _json(str(path), yaml.safe_load(text))
+            text = _json(str(path), _load_yaml(text))
         return parse_keys(text)
     except OSError as error:
         raise ModelDefinitionError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ModelDefinitionError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     except ModelDefinitionError as error:
         raise ModelDefinitionError(f"{path}: {error}") from error
+
+
+def _load_yaml(text: str) -> Any:
+    """A few lines of aliases may stand for more than any memory holds, once they are written out."""
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ModelDefinitionError("it has an alias (*name); write out what it stands for.")
+    return yaml.safe_load(text)
 
 
 def _json(what: str, value: Any) -> str:

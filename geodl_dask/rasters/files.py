@@ -22,6 +22,9 @@ from .validity import validity
 
 NO_SCALING = (1.0, 0.0)
 
+LONGEST_SIDE_PX = 2**28
+"""The Earth's girth in pixels of 15 cm. A header may say more in a few bytes, and coordinates are held in memory."""
+
 
 @dataclass(frozen=True)
 class RasterFile:
@@ -170,6 +173,11 @@ def _grid_of(dataset: Any, name: str, text: str) -> GeoBox:
         raise RasterInputError(
             f"{name} has no CRS, so where it lies is not known. Assign the right one first, for instance "
             f"with: rio edit-info --crs EPSG:xxxx {text}"
+        )
+    if max(dataset.shape) > LONGEST_SIDE_PX:
+        raise RasterInputError(
+            f"{name} says that it is {dataset.height:,} x {dataset.width:,} pixels; at most {LONGEST_SIDE_PX:,} a side "
+            "are taken. Is the file damaged? If not, cut it: gdal_translate -srcwin"
         )
     return GeoBox(dataset.shape, dataset.transform, str(dataset.crs.to_wkt()))
 

@@ -38,15 +38,18 @@ DESCRIBED_HERE = ("<", "WMS:", "WMTS:")
 """How the user's own description of a layer begins, or ours; a description that a server hands out has a name."""
 
 SELF_CONTAINED = {
-    "AAIGrid", "AVIF", "BAG", "BIGGIF", "BMP", "COG", "DTED", "ECW", "EXR", "GIF", "GPKG", "GRIB", "GTiff", "HDF4",
-    "HDF4Image", "HDF5", "HDF5Image", "HEIF", "JP2ECW", "JP2KAK", "JP2MrSID", "JP2OpenJPEG", "JPEG", "JPEGXL",
-    "LIBERTIFF", "MBTiles", "MrSID", "netCDF", "PNG", "S102", "SRTMHGT", "USGSDEM", "WEBP",
+    "AAIGrid", "AVIF", "BIGGIF", "BMP", "COG", "DTED", "ECW", "EXR", "GIF", "GPKG", "GRIB", "GTiff", "HEIF", "JP2ECW",
+    "JP2KAK", "JP2MrSID", "JP2OpenJPEG", "JPEG", "JPEGXL", "LIBERTIFF", "MBTiles", "MrSID", "PNG", "SRTMHGT", "USGSDEM",
+    "WEBP",
 }  # fmt: skip
 """Formats that hold their pixels. Others (VRT, GTI, STACIT, WMS, PDS, MRF, ...) name files, which may be this
-machine's."""
+machine's; so may HDF and netCDF, whose pixels may be the bytes of any other file ("external storage")."""
 
 SIDECARS = (".ovr", ".msk")
 """Rasters that GDAL opens beside another, in any format."""
+
+PICTURES = re.compile(r"\.(tiff?|jpe?g|jp2|png|gif|bmp|webp)$", re.IGNORECASE)
+"""Names that promise a format that holds its pixels."""
 
 
 @contextmanager
@@ -60,6 +63,14 @@ def opened(dataset: str, **options: Any) -> Iterator[Any]:
     settings = {name: value for name, value in SETTINGS.items() if name not in os.environ and name not in own}
     if not NETWORK.search(dataset):
         with rasterio.Env(**settings), rasterio.open(dataset, **options) as found:
+            if found.driver in SELF_CONTAINED:
+                _require_own_pixels(found, dataset)
+            elif PICTURES.search(dataset):
+                raise RasterInputError(
+                    f"{dataset} is a {DRIVERS.get(found.driver, found.driver)} under the name of a picture: its pixels "
+                    "are those of other files, which may be any of this machine. Look at the names in it, and give it "
+                    "the ending of what it is (.vrt)."
+                )
             yield found
         return
     with rasterio.Env(**settings, GDAL_VRT_RAWRASTERBAND_ALLOWED_SOURCE="NO"):
@@ -68,9 +79,7 @@ def opened(dataset: str, **options: Any) -> Iterator[Any]:
                 yield found
             return
         with _open_self_contained(dataset, **options) as found:
-            for beside in found.files[1:]:
-                if beside.lower().endswith(SIDECARS):
-                    _require_self_contained(beside)
+            _require_own_pixels(found, dataset)
             yield found
 
 
@@ -82,9 +91,9 @@ def _open_self_contained(dataset: str, **options: Any) -> Any:
         if "not recognized as being in a supported" not in str(error):
             raise
         raise RasterInputError(
-            f"{dataset} lies on the network and is in no format that holds its pixels, such as GeoTIFF. Of a server no "
-            "virtual raster, tile index or description of a layer is taken, for these may name files of this machine: "
-            "download it, look at the names in it, and hand over your copy."
+            f"{dataset} lies on the network, or beside another raster, and is in no format that holds its pixels, such "
+            "as GeoTIFF. No virtual raster, tile index, description of a layer, HDF or netCDF is taken there, for "
+            "these may name files of this machine: download it, look at the names in it, and hand over your copy."
         ) from error
 
 
@@ -95,12 +104,25 @@ def holds_its_pixels(dataset: str) -> bool:
     """
     try:
         with _open_self_contained(dataset) as found:
-            for beside in found.files[1:]:
-                if beside.lower().endswith(SIDECARS):
-                    _require_self_contained(beside)
+            _require_own_pixels(found, dataset)
     except (rasterio.errors.RasterioError, RasterInputError):
         return False
     return True
+
+
+def _require_own_pixels(found: Any, dataset: str) -> None:
+    """Refuse a raster in a self-contained format whose overviews or mask are other files' pixels.
+
+    Overviews may be anywhere: a tag of the file, or the .aux.xml beside it, may name what GDAL is to open for them.
+    """
+    if elsewhere := found.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):
+        raise RasterInputError(
+            f"{dataset} says that its overviews are in {elsewhere[:200]}, which may be any file. Remove that: "
+            "gdal_translate -nomd IN OUT"
+        )
+    for beside in found.files[1:]:
+        if beside.lower().endswith(SIDECARS):
+            _require_self_contained(beside)
 
 
 def _require_self_contained(sidecar: str) -> None:

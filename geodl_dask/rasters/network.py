@@ -75,7 +75,7 @@ def parse_json(content: bytes, name: str, role: str) -> dict[str, Any]:
     """A JSON object. Raises RasterInputError for anything else."""
     try:
         document = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         start = content[:60].decode(errors="replace").strip()
         raise RasterInputError(f"{role} {name} is not JSON ({error}); it begins with {start!r}.") from error
     if not isinstance(document, dict):
