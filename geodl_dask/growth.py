@@ -94,15 +94,15 @@ def _enter_alone(held: ExitStack, out: Path, started: Manifest, *, resume: bool,
     """For a run of all blocks, beside which nobody else is at work."""
     partial, work = partial_of(out), f"writing {out}"
     whole = Post(partial)
-    whole.require_vacant_elsewhere(work)
+    # Whoever resumes may follow one that has just been killed, as jobs that go back into their queue do.
+    (whole.await_vacancy_elsewhere if resume else whole.require_vacant_elsewhere)(work)
     held.enter_context(whole.locked(work))
     for number in _shards_in(partial):
         shard, of_shard = _post_of(partial, number), f"computing shard {number} of {out}"
         shard.await_vacancy_elsewhere(of_shard)
         with shard.locked(of_shard):
             pass
-    has_parts = any(not _is_of_locks(left.name) for left in partial.iterdir())
-    if resume and has_parts:
+    if resume and _has_parts(partial):
         found = Manifest.read(partial / PARTS_MANIFEST)
         require_same(found, started.asked, partial, same_pixels=same_pixels)
         growth = Growth(partial / cast("Manifest", found).parts, cast("Manifest", found), lambda: True)
@@ -155,6 +155,13 @@ def _post_of(partial: Path, number: int) -> Post:
 def _shards_in(partial: Path) -> list[int]:
     """Numbers of the shards that have been at work there."""
     return sorted(int(lock.stem.removeprefix("shard-")) for lock in partial.glob("shard-[0-9]*.lock"))
+
+
+def _has_parts(partial: Path) -> bool:
+    """Whether a run has been at work there, and was not killed before it could say what it was asked."""
+    unnamed = f"{PARTS_MANIFEST}."
+    left = [each for each in partial.iterdir() if not _is_of_locks(each.name) and not each.name.startswith(unnamed)]
+    return any(not each.is_dir() or any(each.iterdir()) for each in left)
 
 
 def _is_of_locks(name: str) -> bool:
