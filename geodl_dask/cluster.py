@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import logging
@@ -9,13 +10,15 @@ import os
 import signal
 import socket
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
-from distributed import Client, Worker, WorkerPlugin
+from distributed import Client, Security, Worker, WorkerPlugin
+from distributed.comm import connect as open_comm
 from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.registry import get_backend
 
@@ -180,16 +183,30 @@ def _address_in(path: Path) -> str:
 
 
 def _knock(address: str) -> None:
-    """Raise ValueError or OSError for an address where nobody can listen, or nobody does.
+    """Raise ValueError, TypeError or OSError for an address where no scheduler can be, or none answers.
 
-    A client that fails to connect goes on trying when it is thrown away, and may then lock up the process
-    (distributed 2026.8).
+    A client that fails to connect goes on trying when it is thrown away, and may then lock up the process; of one that
+    says nothing it waits for a greeting for ever (distributed 2026.8).
     """
     scheme, location = parse_address(address)
     get_backend(scheme)
     if scheme in ("tcp", "tls"):
         timeout_s = parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
         socket.create_connection(parse_host_port(location), timeout=timeout_s).close()
+        with ThreadPoolExecutor(1) as pool:  # this thread may have an event loop already, as in a notebook
+            pool.submit(asyncio.run, _greet(address, timeout_s)).result()
+
+
+async def _greet(address: str, timeout_s: float) -> None:
+    try:
+        comm = await asyncio.wait_for(open_comm(address, **Security().get_connection_args("client")), timeout_s)
+    except TimeoutError as error:
+        raise OSError(f"who listens there has said nothing for {timeout_s:g} s") from error
+    except (OSError, TypeError):
+        raise
+    except Exception as error:  # whatever becomes of words that are not Dask's
+        raise OSError("who listens there is no Dask scheduler; a dashboard has another port") from error
+    await comm.close()
 
 
 class _OneGpuEach(WorkerPlugin):
