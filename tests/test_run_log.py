@@ -150,7 +150,7 @@ def test_log_that_cannot_be_written_is_refused_before_any_work(inputs, tmp_path)
         RunLog(tmp_path)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no disk that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
 @pytest.mark.parametrize(("words", "status"), [((), 0), (("--arguments", "padding 8"), 2)])
 def test_log_on_a_full_disk_changes_nothing_but_a_warning(words, status, inputs, tmp_path):  # noqa: F811
     result = detect(inputs, tmp_path / "change.tif", *words, "--log-json", "/dev/full")
