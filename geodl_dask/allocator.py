@@ -35,6 +35,12 @@ def keep_freed_memory() -> None:
     mallopt(_ARENA_MAX, 1)
 
 
+def give_back_freed_memory() -> None:
+    """Give the system what this process keeps by now. Does nothing where the C library is not glibc."""
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def is_memory_shortage(error: BaseException) -> bool:
     """Whether an error, of whatever library, says that there was not memory enough."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _SHORTAGES)

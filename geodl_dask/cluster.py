@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import logging
@@ -10,6 +11,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import dask
 from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
 from distributed import Client, LocalCluster, Worker, WorkerPlugin
+from distributed.comm import connect as open_comm
 from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.registry import get_backend
 from distributed.security import Security
@@ -205,10 +208,10 @@ def _address_in(path: Path) -> str:
 
 
 def _knock(address: str, security: Security) -> None:
-    """Raise ValueError or OSError for an address where nobody can listen, nobody does, or somebody who refuses us.
+    """Raise ValueError, TypeError or OSError for an address where no scheduler is, or one that refuses us.
 
-    A client that fails to connect goes on trying when it is thrown away, and may then lock up the process
-    (distributed 2026.8).
+    A client that fails to connect goes on trying when it is thrown away, and may then lock up the process; of one that
+    says nothing it waits for a greeting for ever (distributed 2026.8).
     """
     scheme, location = parse_address(address)
     get_backend(scheme)
@@ -217,6 +220,8 @@ def _knock(address: str, security: Security) -> None:
         with socket.create_connection(parse_host_port(location), timeout=timeout_s) as plain:
             if scheme == "tls":
                 _shake_hands(plain, security)
+        with ThreadPoolExecutor(1) as pool:  # this thread may have an event loop already, as in a notebook
+            pool.submit(asyncio.run, _greet(address, security, timeout_s)).result()
 
 
 def _shake_hands(plain: socket.socket, security: Security) -> None:
@@ -226,6 +231,18 @@ def _shake_hands(plain: socket.socket, security: Security) -> None:
         raise TypeError("no certificate")
     with context.wrap_socket(plain) as encrypted:
         encrypted.recv(1)  # by TLS 1.3 the other end's refusal comes after the handshake, in place of Dask's greeting
+
+
+async def _greet(address: str, security: Security, timeout_s: float) -> None:
+    try:
+        comm = await asyncio.wait_for(open_comm(address, **security.get_connection_args("client")), timeout_s)
+    except TimeoutError as error:
+        raise OSError(f"who listens there has said nothing for {timeout_s:g} s") from error
+    except (OSError, TypeError):
+        raise
+    except Exception as error:  # whatever becomes of words that are not Dask's
+        raise OSError("who listens there is no Dask scheduler; a dashboard has another port") from error
+    await comm.close()
 
 
 class _OneGpuEach(WorkerPlugin):

@@ -140,14 +140,19 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise RequestError(f'The cluster\'s options in {path} are no list of names and values, such as "queue: gpu".')
+    _require_known(content)
     return {name: value for name, value in content.items() if value != ""}  # a name without value
 
 
 def _read_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    _require_known(given)
+    return {name: _READERS[name](name, value) for name, value in given.items() if value is not None}
+
+
+def _require_known(given: Mapping[str, Any]) -> None:
     unknown = [str(name) for name in given if name not in _READERS]
     if unknown:
         raise RequestError(f"{' and '.join(unknown)}: no such option of a cluster; there are {', '.join(_READERS)}.")
-    return {name: _READERS[name](name, value) for name, value in given.items() if value is not None}
 
 
 def _wrong(name: str, value: Any, needed: str) -> RequestError:

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -123,6 +124,7 @@ def bind_gpu(gpu_id: int | None) -> None:
 
 
 _claimed: tuple[str, FileLock] | None = None
+_claiming = threading.Lock()
 
 
 def claim_gpu() -> None:
@@ -133,6 +135,11 @@ def claim_gpu() -> None:
     ends: so a worker that replaces another one gets the GPU that this has left. Does nothing where no GPU is visible.
     Raises DeviceError where each has a worker, or torch has taken one of several already.
     """
+    with _claiming:  # a run that follows a stopped one gets its workers ready while that is loading there yet
+        _claim_gpu()
+
+
+def _claim_gpu() -> None:
     global _claimed
     gpus = visible_gpus()
     if not gpus or (_claimed is not None and _claimed[0] == os.environ.get(_VISIBLE)):

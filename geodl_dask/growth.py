@@ -89,14 +89,15 @@ def _enter_alone(held: ExitStack, out: Path, started: Manifest, *, resume: bool,
     """For a run of all blocks, beside which nobody else is at work."""
     partial, work = partial_of(out), f"writing {out}"
     whole = Post(partial)
-    _hold(held, whole, work, look=whole.require_vacant_elsewhere, is_new=not (started.replaces or resume))
+    # Whoever resumes may follow one that has just been killed, as jobs that go back into their queue do.
+    look = whole.await_vacancy_elsewhere if resume else whole.require_vacant_elsewhere
+    _hold(held, whole, work, look=look, is_new=not (started.replaces or resume))
     for number in _shards_in(partial):
         shard, of_shard = _post_of(partial, number), f"computing shard {number} of {out}"
         shard.await_vacancy_elsewhere(of_shard)
         with shard.locked(of_shard):
             pass
-    has_parts = any(not _is_of_locks(left.name) for left in partial.iterdir())
-    if resume and has_parts:
+    if resume and _has_parts(partial):
         found = Manifest.read(partial / PARTS_MANIFEST)
         require_same(found, started.asked, partial, same_pixels=same_pixels)
         growth = _goes_on(partial, cast("Manifest", found))
@@ -152,8 +153,8 @@ def _hold(held: ExitStack, post: Post, work: str, *, look: Callable[[str], None]
 def _leave(post: Post, growth: Growth) -> None:
     """Remove the folder of a run that is over.
 
-    Its manifest goes after the parts, by which a run that comes after a kill knows what this is; its lock last, for with
-    that gone the next run may come in.
+    Its manifest goes after the parts, by which a run that comes after a kill knows what this is; its lock last, for
+    with that gone the next run may come in.
     """
     if not growth.is_over:
         return
@@ -201,6 +202,13 @@ def _shards_in(partial: Path) -> list[int]:
     """Numbers of the shards that have been at work there."""
     numbers = (lock.stem.removeprefix("shard-") for lock in partial.glob("shard-[0-9]*.lock"))
     return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+def _has_parts(partial: Path) -> bool:
+    """Whether a run has been at work there, and was not killed before it could say what it was asked."""
+    unnamed = f"{PARTS_MANIFEST}."
+    left = [each for each in partial.iterdir() if not _is_of_locks(each.name) and not each.name.startswith(unnamed)]
+    return any(not each.is_dir() or any(each.iterdir()) for each in left)
 
 
 def _is_of_locks(name: str) -> bool:

@@ -41,6 +41,9 @@ TRY_AGAIN_S = 60
 """After how long a queue that did not take a job is asked again."""
 LEAVE_EARLY_S = 300
 """How long before its walltime a job's workers leave at the most; a fifth of a short walltime."""
+_REFUSALS = (RuntimeError, ValueError, OSError)
+"""What becomes of a job that is not taken: by the queue, by dask-jobqueue, which does not understand what the queue
+says, or by the system, which does not find the queue's command."""
 SCHEDULER = "tcp://SCHEDULER:PORT"
 """Stands in a script for the address that is known once a scheduler runs."""
 _KEEPS_FREED_MEMORY = "export MALLOC_ARENA_MAX=1"
@@ -96,7 +99,7 @@ def submit_jobs(config: ClusterConfig) -> JobQueueCluster:
             cluster = _lasting(_cluster_class(config))(**job_options(config), scheduler_options=_of_scheduler(config))
             undo.callback(cluster.close)
             cluster.sync(cluster.submit, least // config.processes)
-        except (RuntimeError, ValueError, OSError) as error:
+        except _REFUSALS as error:
             raise RequestError(f"{config.cluster} took no job: {_words_of_queue(error)}") from error
         if most > least:
             cluster.adapt(minimum=least, maximum=most)
@@ -241,12 +244,13 @@ def _lasting(base: type[JobQueueCluster]) -> Any:
             """Like scale, which however would only log why the queue does not take them."""
             while len(self.worker_spec) < jobs:
                 self.worker_spec.update(self.new_worker_spec())
-            await self._submit_missing()
+            # An interrupt ends this, and not what has begun: closing waits for it, and cancels what has become jobs.
+            await asyncio.shield(self._submit_missing())
 
         async def _submit_missing(self) -> None:
             try:
                 await self._correct_state()
-            except RuntimeError:
+            except _REFUSALS:
                 for name, job in list(self.workers.items()):
                     if job.job_id is None:
                         job.status = Status.failed
@@ -278,12 +282,11 @@ def _lasting(base: type[JobQueueCluster]) -> Any:
             if number is not None:
                 await self.workers.pop(name).close()
             try:
-                await self._correct_state()
-            except RuntimeError as error:
+                await self._submit_missing()
+            except _REFUSALS as error:
                 log.warning(
                     "No job was submitted for one that ended; tried again in a while: %s", _words_of_queue(error)
                 )
-                self.workers.pop(name, None)
                 self._soon(TRY_AGAIN_S, name, None)
 
         def _job_of(self, worker: str) -> str:

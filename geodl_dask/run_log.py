@@ -1,6 +1,7 @@
 """What happens in a run, as JSON lines for batch jobs: one object a line, with ``time`` (UTC) and ``event``.
 
-Most of it arrives as log records: warnings, and those of `dispatch` that bring an event and its facts along.
+Most of it arrives as log records: warnings, and those of `dispatch` that bring an event and its facts along. A log that
+can no longer be written, of a full disk say, is said once, and the run goes on and ends as it would without it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ PROGRESS_EVERY_S = 5.0
 """Seconds between two lines of progress, at the least."""
 RATE_OVER_S = 120.0
 """The rate is that of so many last seconds."""
+
+_log = logging.getLogger(__name__)
 
 
 class Rate:
@@ -49,13 +52,18 @@ class RunLog(logging.Handler):
             raise OutputError(
                 f"The log {path} cannot be written: {error.strerror}. Choose another --log-json."
             ) from error
-        self._rate, self._last = Rate(), float("-inf")
+        self._rate, self._last, self._is_lost = Rate(), float("-inf"), False
 
     def say(self, event: str, **facts: Any) -> None:
         """Write one line. Passwords and keys in URLs are left out."""
         said = {"time": _iso(datetime.now(UTC)), "event": event, **facts}
         line = json.dumps(_without_secrets(said), default=str, ensure_ascii=False)
-        os.write(self._file, f"{line}\n".encode(errors="replace"))
+        try:
+            os.write(self._file, f"{line}\n".encode(errors="replace"))
+        except OSError as error:
+            if not self._is_lost:
+                self._is_lost = True  # first, for the warning comes here too
+                _log.warning("The log of --log-json cannot be written any more: %s.", error.strerror)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write what a record of a log brings, if it is for this file."""

@@ -21,13 +21,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import dask.array as da
 import numpy as np
 from dask.blockwise import Blockwise
-from distributed import Client, get_worker
+from distributed import Client, Worker, get_worker
 
+from .allocator import give_back_freed_memory
 from .blocks import HandedOver, Index, NotKeptError, Tally, write_run
 from .errors import GeodlError, MissingDependencyError, SchedulerLostError
 from .readiness import GetReady, Preparation, sees, until_ready
@@ -196,7 +197,17 @@ def work(crew: str | None, recipe: bytes, run: list[Index]) -> Report:
         report.not_kept = str(error)
     if store is not None:
         report.pixels = store.blocks
+    _stay_below_limit(worker)
     return report
+
+
+def _stay_below_limit(worker: Worker) -> None:
+    """Dask gives a worker nothing more to do while its process is too large, be it by memory that it only keeps."""
+    memory: Any = worker.memory_manager
+    if not (memory.memory_limit and memory.memory_pause_fraction):
+        return
+    if worker.monitor.get_process_memory() > memory.memory_limit * memory.memory_pause_fraction:
+        give_back_freed_memory()
 
 
 _ABSENT = "There are no workers, and the run waits for some. What is finished is kept."

@@ -9,8 +9,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import types
+from contextlib import ExitStack, suppress
 
 import dask
 import pytest
@@ -138,6 +140,32 @@ def test_scheduler_that_does_not_answer_is_named():
         with (
             dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),
             pytest.raises(RequestError, match=f"No Dask scheduler can be reached at {address}"),
+        ):
+            gd.connect(address)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (b"", "has said nothing for 1 s. Does it run"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is no Dask scheduler; a dashboard has another port"),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", "is no Dask scheduler"),
+    ],
+)
+def test_listener_that_is_no_scheduler_is_named(words, says):
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as held:
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+        def answer():
+            with suppress(OSError):  # closed
+                while True:
+                    held.enter_context(listener.accept()[0]).sendall(words)
+
+        threading.Thread(target=answer, daemon=True).start()
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+            pytest.raises(RequestError, match=f"No Dask scheduler can be reached at {address}: .*{says}"),
         ):
             gd.connect(address)
 

@@ -118,6 +118,7 @@ def test_wrong_value_is_named_with_what_is_needed(given, says):
         (b"- slurm\n- pbs\n", "slurm.yaml are no list of names and values"),
         (b"slurm", "slurm.yaml are no list of names and values"),
         (b"cluster: slurm\npartition: gpu\n", "partition: no such option of a cluster; there are cluster, workers"),
+        (b"cluster: slurm\nwalltme:\n", "walltme: no such option of a cluster; there are cluster, workers"),
         (b"cluster: slurm\ncores: {a: 1}\n", "cores is {'a': '1'}; a number"),
     ],
 )

@@ -1,12 +1,14 @@
 """Which GPU, or the CPU, is this process's. No GPU here: torch's count of them is the one thing that is made up."""
 
 import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from geodl_dask import devices
-from geodl_dask.devices import bind_gpu, choose_device, visible_gpus, worker_gpus
+from geodl_dask.devices import bind_gpu, choose_device, claim_gpu, visible_gpus, worker_gpus
 from geodl_dask.errors import DeviceError
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -99,6 +101,31 @@ def test_a_gpu_is_not_chosen_once_torch_has_one(monkeypatch):
     bind_gpu(None)
     with pytest.raises(DeviceError, match="has taken a GPU"):
         bind_gpu(1)
+
+
+@pytest.fixture
+def slow_listing(tmp_path, monkeypatch):
+    """An nvidia-smi that takes its time, and a temporary folder in which nobody else holds a GPU."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nsleep 0.5\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(devices, "_claimed", None)
+    devices._identities.cache_clear()
+    yield tmp_path
+    devices._identities.cache_clear()
+
+
+@pytest.mark.usefixtures("four_gpus")
+@pytest.mark.parametrize("listed", ["0,1,2,3", "2"])
+def test_worker_that_two_runs_get_ready_at_once_takes_one_gpu(slow_listing, listed, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(claim_gpu) for _ in range(2)]:
+            done.result()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == listed[0]
+    assert [lock.stem for lock in slow_listing.glob("*/*.lock")] == [listed[0]]
 
 
 @pytest.mark.usefixtures("four_gpus")

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -268,6 +269,52 @@ def test_jobs_compute_and_end_with_the_client(local_jobs):
         assert len(jobs) == 2
     assert cluster.status.name == "closed"
     wait_until(lambda: not any(map(is_running, jobs)))
+
+
+def test_stop_while_jobs_are_being_submitted_cancels_them(local_jobs, tmp_path):
+    sbatch, numbers = tmp_path / "sbatch", tmp_path / "numbers"
+    slow = sbatch.read_text().replace("cp ", f"touch {tmp_path}/asked\nsleep 1\ncp ")
+    sbatch.write_text(f"{slow}echo $! >> {numbers}\n")
+
+    def stop() -> None:
+        wait_until(lambda: (tmp_path / "asked").exists())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Thread(target=stop).start()
+        with pytest.raises(KeyboardInterrupt):
+            gd.connect(config=local_jobs, workers=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    jobs = numbers.read_text().split()
+    assert len(jobs) == 2
+    wait_until(lambda: not any(map(is_running, jobs)), seconds=5)
+
+
+def test_answer_of_the_queue_that_is_not_understood_is_told(local_jobs, tmp_path):
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho Welcome\n")
+    with pytest.raises(RequestError, match=r"slurm took no job: Could not parse job id .* Welcome"):
+        gd.connect(config=local_jobs)
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_job_is_submitted_again_once_the_queue_takes_jobs_again(away, local_jobs, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(job_queue, "TRY_AGAIN_S", 1)
+    sbatch, aside = tmp_path / "sbatch", tmp_path / "aside"
+    with gd.connect(config={**local_jobs, "walltime": "00:00:10"}) as client, pytest.MonkeyPatch.context() as patch:
+        client.wait_for_workers(1, timeout=180)
+        patch.setenv("PATH", str(tmp_path))  # where no other sbatch is
+        sbatch.rename(aside)
+        if not away:
+            sbatch.write_text("#!/bin/sh\necho down for maintenance >&2\nexit 1\n")
+            sbatch.chmod(0o755)
+        wait_until(lambda: "tried again in a while" in caplog.text)
+        patch.undo()
+        aside.replace(sbatch)
+        wait_until(lambda: not names_and_addresses(client))
+        client.wait_for_workers(1, timeout=60)
+    assert ("No such file" if away else "down for maintenance") in caplog.text
 
 
 @pytest.mark.parametrize("gpus", [None, 2])

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -235,15 +236,38 @@ def left_by_another_machine(out: Path, silent_s: float) -> Path:
     return partial
 
 
-@pytest.mark.parametrize(("overwrite", "resume"), [(True, False), (False, True)])
 @pytest.mark.parametrize("silent_s", [0, 60])
-def test_run_on_another_machine_is_named_and_left_alone(tmp_path, overwrite, resume, silent_s):
+def test_run_on_another_machine_is_named_and_left_alone(tmp_path, silent_s):
     out = tmp_path / "change.tif"
     partial = left_by_another_machine(out, silent_s)
     with pytest.raises(OutputExistsError, match=r"Process 4711 on elsewhere is writing .*if it has died, go on 120 s"):
-        growing_output(out, Manifest(ASKED, "", replaces=overwrite), resume=resume).__enter__()
+        growing_output(out, REPLACING).__enter__()
     assert names(partial) == ["0_0.tif", "manifest.json", "owner"]
     assert content_of(partial / "owner") == "elsewhere 4711"
+
+
+@pytest.mark.timeout(60)
+def test_run_on_another_machine_that_lives_is_not_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_SILENT_AFTER_S", 20)
+    out = tmp_path / "change.tif"
+    partial = left_by_another_machine(out, silent_s=10)
+    beat = threading.Timer(0.5, (partial / "owner").touch)
+    beat.start()
+    with pytest.raises(OutputExistsError, match="Process 4711 on elsewhere is writing"):
+        growing_output(out, STARTED, resume=True).__enter__()
+    beat.join()
+    assert names(partial) == ["0_0.tif", "manifest.json", "owner"]
+
+
+def test_run_on_another_machine_that_was_just_killed_is_waited_for_and_gone_on_with(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(locks, "_SILENT_AFTER_S", 0.5)
+    out = tmp_path / "change.tif"
+    left_by_another_machine(out, silent_s=0)
+    began = time.monotonic()
+    with growing_output(out, STARTED, resume=True) as growth:
+        assert time.monotonic() - began > 0.4
+        assert content_of(growth.folder / "0_0.tif") == "finished"
+        assert "Process 4711 on elsewhere was writing" in caplog.text
 
 
 def test_run_on_another_machine_that_is_silent_is_taken_for_dead(tmp_path):

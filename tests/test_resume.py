@@ -303,6 +303,23 @@ def test_resuming_begins_anew_where_nothing_is_left(output, place, models, tmp_p
     assert written.pixels == write(by_files(place, models), tmp_path / f"undisturbed{output[6:]}").pixels
 
 
+@pytest.mark.parametrize("step", ["write_first", "hardlink_to"])
+def test_run_that_ended_before_its_manifest_had_a_name_is_begun_anew(step, place, models, tmp_path, monkeypatch):
+    out = tmp_path / "change.zarr"
+
+    def end_here(*given):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Manifest if step == "write_first" else Path, step, end_here)
+        if step == "hardlink_to":  # a kill leaves what an interrupt takes away
+            patch.setattr(Path, "unlink", lambda *given, **options: None)
+        write(by_files(place, models), out)
+    assert list(partial_of(out).glob("parts-*"))
+    assert bool(list(partial_of(out).glob("manifest.json.*"))) == (step == "hardlink_to")
+    assert write(by_files(place, models), out, resume=True).computed_blocks == len(BLOCKS)
+
+
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_whole_result_is_left_as_it_is_and_its_record_returned(output, place, models, tmp_path, computed):
     first = write(by_files(place, models), tmp_path / output)

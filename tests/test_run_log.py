@@ -150,6 +150,15 @@ def test_log_that_cannot_be_written_is_refused_before_any_work(inputs, tmp_path)
         RunLog(tmp_path)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+@pytest.mark.parametrize(("words", "status"), [((), 0), (("--arguments", "padding 8"), 2)])
+def test_log_on_a_full_disk_changes_nothing_but_a_warning(words, status, inputs, tmp_path):  # noqa: F811
+    result = detect(inputs, tmp_path / "change.tif", *words, "--log-json", "/dev/full")
+    assert result.exit_code == status
+    assert " ".join(result.stderr.split()).count("No space left on device") == 1
+    assert (tmp_path / "change.tif").exists() == (status == 0)
+
+
 def test_lines_of_several_processes_do_not_mix(log):
     logs = [RunLog(log) for _ in range(8)]
 

@@ -466,6 +466,27 @@ def test_cluster_that_adapts_begins_with_no_worker_and_does_it_all(tmp_path):
         assert store_blocks(array_of(compute, 40), FolderOfBlocks(tmp_path)).computed == 40
 
 
+def grow(noted: Noted, block_id=None) -> np.ndarray:
+    """For a moment the process is so large that Dask gives it nothing more to do."""
+    worker, pieces = get_worker(), []
+    while worker.monitor.get_process_memory() < 0.86 * worker.memory_manager.memory_limit:
+        pieces.append(np.ones(10_000_000, np.uint8))
+    time.sleep(0.5)
+    return np.zeros((4, 4), np.uint8)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only of glibc freed memory is kept")
+def test_worker_that_was_large_for_a_moment_goes_on(tmp_path):
+    array = da.map_blocks(
+        grow, Noted(tmp_path), chunks=((4,), (4,) * 4), dtype=np.uint8, meta=np.empty((0, 0), np.uint8)
+    )
+    with processes(1, memory_limit="1GB") as client:
+        (pid,) = client.run(os.getpid).values()
+        assert store_blocks(array, FolderOfBlocks(tmp_path)).computed == 4
+        assert list(client.run(os.getpid).values()) == [pid]  # and was not started again
+
+
 def test_run_without_workers_says_that_it_waits_and_goes_on_when_one_comes(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(workers, "PATIENCE_S", 0.5)
     with processes(0) as client:
