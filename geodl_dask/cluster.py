@@ -19,8 +19,8 @@ import dask
 from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
 from distributed import Client, LocalCluster, Worker, WorkerPlugin
-from distributed.comm import connect as open_comm
 from distributed.comm.addressing import parse_address, parse_host_port
+from distributed.comm.core import connect as open_comm
 from distributed.comm.registry import get_backend
 from distributed.security import Security
 
