@@ -152,8 +152,8 @@ def _hold(held: ExitStack, post: Post, work: str, *, look: Callable[[str], None]
 def _leave(post: Post, growth: Growth) -> None:
     """Remove the folder of a run that is over.
 
-    Its manifest goes after the parts, by which a run that comes after a kill knows what this is; its lock last, for with
-    that gone the next run may come in.
+    Its manifest goes after the parts, for by that a run that comes after a kill knows what this is; its lock goes last,
+    for then the next run may come in.
     """
     if not growth.is_over:
         return
