@@ -64,7 +64,7 @@ class Soak:
         quarter = self.seconds / 4
         early = [mb for at, mb in self.memory[who] if quarter <= at < 2 * quarter]
         late = [mb for at, mb in self.memory[who] if at >= 3 * quarter]
-        return max(late) - max(early)
+        return max(late) - max(early) if early and late else 0.0  # in seconds there may be no worker to look at
 
     def grown(self) -> dict[str, float]:
         """Who has grown by more than is given back, and by how many MB."""
