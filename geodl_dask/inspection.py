@@ -102,9 +102,9 @@ def _files(definition: ModelDefinition) -> tuple[ModelFile, ...]:
     files = []
     for key, written, path in found:
         if written:
-            found = _look(path)
-            size = found.st_size if found and stat.S_ISREG(found.st_mode) else None
-            files.append(ModelFile(key, written, path if found else None, size))
+            seen = _look(path)
+            size = seen.st_size if seen and stat.S_ISREG(seen.st_mode) else None
+            files.append(ModelFile(key, written, path if seen else None, size))
     return tuple(files)
 
 
