@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -101,10 +102,18 @@ def _files(definition: ModelDefinition) -> tuple[ModelFile, ...]:
     files = []
     for key, written, path in found:
         if written:
-            there = path is not None and Path(path).exists()
-            size = Path(path).stat().st_size if path is not None and Path(path).is_file() else None
-            files.append(ModelFile(key, written, path if there else None, size))
+            seen = _look(path)
+            size = seen.st_size if seen and stat.S_ISREG(seen.st_mode) else None
+            files.append(ModelFile(key, written, path if seen else None, size))
     return tuple(files)
+
+
+def _look(path: str | None) -> os.stat_result | None:
+    """What is there; None too for what this system cannot look at."""
+    try:
+        return None if path is None else Path(path).stat()
+    except OSError:  # a name too long, or a folder that is not ours
+        return None
 
 
 def _stated(definition: ModelDefinition) -> tuple[Parameter, ...]:

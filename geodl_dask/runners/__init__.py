@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 import numpy as np
 
 from ..definition import ModelDefinition
+from ..digest import is_file
 from ..ecd import sniff_model
 from ..errors import ModelArgumentError, ModelDefinitionError, ModelFileError, UntrustedCodeError
 from ..model_files import require_unchanged
@@ -173,7 +174,7 @@ def _file_format(definition: ModelDefinition) -> Literal["torch", "onnx", "keras
     by_suffix: dict[str, Literal["torch", "onnx", "keras"]] = {
         ".pt": "torch", ".pt2": "torch", ".onnx": "onnx", ".keras": "keras", ".h5": "keras",
     }  # fmt: skip
-    if path.suffix.lower() in by_suffix or not path.is_file():
+    if path.suffix.lower() in by_suffix or not is_file(str(path)):
         return by_suffix.get(path.suffix.lower())
     # An .ecd may carry a model under any name.
     by_content: dict[str, Literal["torch", "onnx", "keras"]] = {"PyTorch": "torch", "ONNX": "onnx", "Keras": "keras"}

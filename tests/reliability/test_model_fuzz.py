@@ -57,6 +57,7 @@ VALUES = [
     None, True, 0, -1, 3, 64.0, 0.5, 10**30, -(10**400), 1e308, float("nan"), float("inf"), "", " ", ".", "..", "~",
     "a", "64", "w.pth", "Fn.py", "..\\..\\evil", "/etc/passwd", "/dev/zero", "/proc/self/mem", "C:\\x", "\\\\s\\x",
     "\0", "\n", "\ud800", "http://x/y", "/vsicurl/x", "[Functions]..\\x", "[functions]Fn.py", "x" * 5000, "a/" * 3000,
+    "x" * 3000,
     "#12", [], [[]], [0], [1, 2, 3], ["Red"], [None], [10**400], {}, {"a": {}}, {"Value": 1}, [{"Value": 1}] * 2, [{}],
 ]  # fmt: skip
 TOKENS = [
