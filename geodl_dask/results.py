@@ -73,6 +73,8 @@ def opened(change: ResultLike) -> tuple[xr.DataArray, xr.DataArray | None]:
 
 def grid_of_result(classes: xr.DataArray) -> GeoBox:
     """CRS, transform and shape. Raises RasterInputError."""
+    if not classes.size:
+        raise RasterInputError(f"The raster has no pixels ({dict(classes.sizes)}): what was cut from it is empty.")
     grid = classes.odc.geobox if classes.ndim == 2 else None
     if classes.dims != ("y", "x") or not isinstance(grid, GeoBox):
         raise RasterInputError(

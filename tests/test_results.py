@@ -162,3 +162,8 @@ def test_file_of_a_turned_grid_opens_on_it(tmp_path):
         assert gd.open_change(tmp_path / name).odc.geobox == lazy.odc.geobox
     with rasterio.open(tmp_path / "a.tif") as dataset:
         assert dataset.transform.almost_equals(turned)
+
+
+def test_an_empty_cut_is_said_to_be_one(patches):
+    with pytest.raises(RasterInputError, match=r"no pixels \(\{'y': 0, 'x': 1400\}\): what was cut"):
+        gd.change_table(raster(patches)[SIDE:])

@@ -210,7 +210,9 @@ def test_bombs_of_yaml_are_refused(attack, models, pair, tmp_path, bomb):
     network, yaml = str(models["pt"].parent / "toy.pt"), str(tmp_path / "bomb.yaml")
     said = attack.refused_by_command("bomb.yaml", "pack-model", network, str(tmp_path / "o.dlpk"), "--definition", yaml)
     assert len(said) < 2_000
-    said = attack.refused_by_command("a0 and|no YAML|nested too deep|no such option", "cluster-script", "--cluster-config", yaml)
+    said = attack.refused_by_command(
+        "a0 and|no YAML|nested too deep|no such option", "cluster-script", "--cluster-config", yaml
+    )
     assert len(said) < 2_000
 
 
