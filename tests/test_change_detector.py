@@ -268,7 +268,7 @@ def test_the_tiles_that_the_attention_takes_are_those_that_arcgis_learn_answered
 
 def test_a_tile_that_the_attention_refuses_is_refused_before_any_work(model):
     path = model(ImageHeight=48, ImageWidth=48)
-    path.with_name("resnet18_pam.pth").unlink()  # so not even the weights are read
+    path.with_name("resnet18_pam.pth").write_bytes(b"")  # so not even the weights are read
     message = "tiles of 48 pixels .*12 x 12 features.*32 and 64 pixels work"
     with pytest.raises(ModelDefinitionError, match=message):
         gd.detect_change(*rasters(SMALL.pair("noise")), path)

@@ -80,15 +80,15 @@ def test_script_asks_the_queue_for_all_that_was_said_and_starts_a_worker_for_eac
     monkeypatch.setenv("LSF_ENVDIR", str(tmp_path))  # where a site says its units; without, LSF's are kB
     assert job_queue.job_script(read_cluster_config({"cluster": cluster, **ASKED})) == (
         f"#!/usr/bin/env bash\n\n{HEADERS[cluster]}\nmodule load cuda\nexport A=1\n"
-        f"{WORKER} --nthreads 3 --memory-limit 16.00GiB --nworkers 4 --nanny {LIMITS}\n"
+        f"export MALLOC_ARENA_MAX=1\n{WORKER} --nthreads 3 --memory-limit 16.00GiB --nworkers 4 --nanny {LIMITS}\n"
     )
 
 
 def test_script_of_a_job_of_which_nothing_is_said_has_defaults():
     assert job_queue.job_script(read_cluster_config({"cluster": "slurm"})) == (
         "#!/usr/bin/env bash\n\n#SBATCH -J geodl-dask\n#SBATCH -n 1\n#SBATCH --cpus-per-task=4\n#SBATCH --mem=16G\n"
-        f"#SBATCH -t 00:30:00\n\n{WORKER} --nthreads 4 --memory-limit 16.00GiB --nanny --death-timeout 60 "
-        "--no-dashboard --lifetime 1500s --lifetime-stagger 60s\n"
+        f"#SBATCH -t 00:30:00\nexport MALLOC_ARENA_MAX=1\n{WORKER} --nthreads 4 --memory-limit 16.00GiB --nanny "
+        "--death-timeout 60 --no-dashboard --lifetime 1500s --lifetime-stagger 60s\n"
     )
 
 
@@ -289,7 +289,9 @@ def test_stop_while_jobs_are_being_submitted_cancels_them(local_jobs, tmp_path):
         signal.signal(signal.SIGINT, before)
     jobs = numbers.read_text().split()
     assert len(jobs) == 2
-    wait_until(lambda: not any(map(is_running, jobs)), seconds=5)
+    wait_until(
+        lambda: not any(map(is_running, jobs)), seconds=40
+    )  # before a worker without a scheduler gives up by itself
 
 
 def test_answer_of_the_queue_that_is_not_understood_is_told(local_jobs, tmp_path):
