@@ -17,7 +17,7 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import yaml
 
-from ..emd import decode_text, parse_keys, read_integer, shown, wrong
+from ..emd import DEEPEST_NESTING, decode_text, parse_keys, read_integer, shown, wrong
 from ..errors import ModelDefinitionError
 
 _KEYS = (
@@ -116,8 +116,13 @@ def _read(definition: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, A
 
 def _load_yaml(text: str) -> Any:
     """A few lines of aliases may stand for more than any memory holds, once they are written out."""
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-        raise ModelDefinitionError("it has an alias (*name); write out what it stands for.")
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ModelDefinitionError("it has an alias (*name); write out what it stands for.")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST_NESTING:  # looked at as it is read, for PyYAML takes the longer the deeper it is
+            raise ModelDefinitionError(f"it is nested more than {DEEPEST_NESTING} deep.")
     return yaml.safe_load(text)
 
 
