@@ -43,6 +43,8 @@ MOST_MODEL_FILES = 1000
 LARGEST_TILE_PX = 65_536
 DEEPEST_FUNCTION = 16
 _PATH_KEYS = {"ModelFile", "InferenceFunction", "ModelFiles"}
+_UNCHANGED = (227, 227, 223)
+"""Class 0, unless it has a colour: what lies behind all others on a map."""
 _PALETTE = (0xE69F00, 0x56B4E9, 0x009E73, 0xF0E442, 0x0072B2, 0xD55E00, 0xCC79A7)  # Okabe and Ito
 
 
@@ -366,7 +368,7 @@ def _read_classes(given: Any) -> ClassTable:
     if len(given) > MOST_CLASSES:
         raise ModelDefinitionError(f"Classes lists {len(given)} classes; at most {MOST_CLASSES} can be read.")
     colors = [read_color(entry.get("Color")) for entry in given]
-    taken = set(colors)
+    taken = {*colors, _UNCHANGED}
     spare = (color for color in _palette() if color not in taken)
     classes = []
     for entry, color in zip(given, colors, strict=True):
@@ -375,7 +377,8 @@ def _read_classes(given: Any) -> ClassTable:
         if isinstance(name, (bool, list, dict)):
             raise wrong("Name of a class", name, "text")
         text = printable(str(value if name is None else name)).replace("\n", " ")
-        classes.append(ModelClass(value, text, color or next(spare)))
+        is_behind = value == 0 and _UNCHANGED not in colors
+        classes.append(ModelClass(value, text, color or (_UNCHANGED if is_behind else next(spare))))
     return ClassTable(tuple(classes))
 
 

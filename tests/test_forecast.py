@@ -88,10 +88,7 @@ def test_dry_run_computes_and_writes_nothing(output, inputs, tmp_path, computed)
     assert (listing(tmp_path), listing(Path(inputs["from"]).parent)) == before
     assert computed == {}
     said = " ".join(result.stdout.split())
-    for words in (
-        "7 of 7 blocks of shard 2/3; 0 are kept already", "4 x 5 of up to 24 x 24 pixels: --chunks 24",
-        "what a prediction takes was not probed",
-    ):  # fmt: skip
+    for words in ("7 of 7 blocks of shard 2/3; 0 are kept already", "4 x 5 of up to 24 x 24 pixels: --chunks 24"):
         assert words in said
     assert result.stdout.splitlines()[-1] == "Nothing was computed or written."
 
@@ -114,6 +111,11 @@ def test_dry_run_says_what_is_kept(output, place, models, inputs, tmp_path, comp
     write(by_files(place, models), out, resume=True)
     said = " ".join(detect(words, out, "--chunks", "24", "--dry-run", "--resume").stdout.split())
     assert "0 of 20 blocks; 20 are kept" in said
+
+
+def test_dry_run_says_where_memory_was_not_probed(inputs, tmp_path):  # noqa: F811
+    said = " ".join(detect(inputs, tmp_path / "c.tif", "--tile-size", "model", "--dry-run").stdout.split())
+    assert "what a prediction takes was not probed" in said
 
 
 def test_dry_run_refuses_what_a_run_would_refuse(inputs, tmp_path):  # noqa: F811

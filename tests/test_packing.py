@@ -93,7 +93,7 @@ def test_package_has_everything_at_its_root_and_says_all_that_was_read_off(pack)
     assert keys["Description"] == "New roads"
     assert keys["ExtractBands"] == [0, 1, 2, 3, 4, 5]
     assert (keys["ImageHeight"], keys["ImageWidth"], keys["Padding"]) == (16, 16, 4)
-    assert [each["Color"] for each in keys["Classes"]] == [[230, 159, 0], [200, 30, 30]]
+    assert [each["Color"] for each in keys["Classes"]] == [[227, 227, 223], [200, 30, 30]]
     assert keys["GeodlDask"] == {"input": "stack", "mean": [100.0], "std": [50.0], "output": "logits"}
 
 
@@ -246,6 +246,11 @@ def test_exported_module_takes_tiles_of_any_size_where_the_network_does(pack, pa
     packed = pack(ToyNetwork())
     told = gd.detect_change(*pair, packed.path, processor="cpu", tile_size=96).attrs["prediction"]
     assert "as one of" in told
+
+
+def test_refusal_of_a_module_names_no_folder_that_is_gone_by_then(pack):
+    with pytest.raises(ModelFileError, match=r"^model\.pt2 answers with 2 scores per pixel, and Classes lists 3"):
+        pack(ToyNetwork(), classes="0 a;1 b;2 c")
 
 
 def test_module_without_an_export_is_refused_with_another_way(pack, tmp_path):

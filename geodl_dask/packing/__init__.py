@@ -152,7 +152,7 @@ def _parsed(keys: dict[str, Any], file: Path | None) -> ModelDefinition:
         parsed = load_definition(json.dumps(keys | ({} if file is None else {"ModelFile": file.as_posix()})))
     except ModelDefinitionError as error:
         raise ModelDefinitionError(f"The description of the model: {str(error).removeprefix('JSON text: ')}") from error
-    return parsed if file is None else replace(parsed, source=str(file))
+    return parsed if file is None else replace(parsed, source=file.name)  # which may lie in a scratch folder
 
 
 def _settled(keys: dict[str, Any], file: Path, rasters: Literal[1, 2], pixel_type: str) -> dict[str, Any]:

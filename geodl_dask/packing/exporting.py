@@ -40,11 +40,11 @@ def export_module(
                 torch.export.save(_export(ready, example), path)
     except Exception as error:  # whatever the module's own code raises
         other = next(each for each in _SUFFIXES if each != exporter)
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ModelFileError(
             f"{type(module).__name__} cannot be exported by {exporter} with "
-            f"{' and '.join(str(tuple(each.shape)) for each in example)} (tile, band, y, x): {first_line} Check bands, "
-            f"tile_size and input, try exporter={other!r}, or export it yourself and give the file."
+            f"{' and '.join(str(tuple(each.shape)) for each in example)} (tile, band, y, x): {first_line}. Check "
+            f"bands, tile_size and input, try exporter={other!r}, or export it yourself and give the file."
         ) from error
     return path
 
