@@ -31,6 +31,7 @@ from distributed import Client, Worker, get_worker
 from .allocator import give_back_freed_memory
 from .blocks import HandedOver, Index, NotKeptError, Tally, write_run
 from .errors import GeodlError, MissingDependencyError, SchedulerLostError
+from .failures import lost
 from .readiness import GetReady, Preparation, sees, until_ready
 from .sending import pack_parcel, sending
 
@@ -137,7 +138,10 @@ def _register(client: Client, plugin: GetReady) -> None:
 
 def _readiness(client: Client, name: str) -> dict[str, tuple[str, bool]]:
     """Of each worker its host, and whether it sees the output. Raises what one of them raised."""
-    answers = client.run(until_ready, name, on_error="return")
+    try:
+        answers = client.run(until_ready, name, on_error="return")
+    except OSError as error:
+        raise lost(client) from error
     for _, answer in sorted(answers.items()):
         if isinstance(answer, GeodlError):
             raise answer
