@@ -6,12 +6,16 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jsonschema
+import psutil
 import pytest
 import yaml
 from distributed import Client
@@ -144,16 +148,31 @@ def pbs(demo, tmp_path) -> dict[str, str]:
     return {"PYTHONPATH": "", **os.environ, **{name: str(value) for name, value in {**asked, **of_job}.items()}}
 
 
-def start_job(script: str, environment: dict[str, str], **more: str) -> subprocess.Popen:
-    """As PBS does: a copy of the script."""
-    copy = shutil.copy(FOLDER / script, Path(environment["PBS_O_WORKDIR"], "spooled"))
-    return subprocess.Popen(["bash", copy], env={**environment, **more}, stderr=subprocess.PIPE, text=True)
+@contextmanager
+def job(script: str, environment: dict[str, str], **more: str) -> Iterator[subprocess.Popen]:
+    """As PBS does: a copy of the script, and an end to whatever is left of it when the script has ended."""
+    folder = Path(environment["PBS_O_WORKDIR"])
+    copy = shutil.copy(FOLDER / script, folder / "spooled")
+    started = {"env": {**environment, **more}, "start_new_session": True}
+    with (folder / "job.err").open("w") as said, subprocess.Popen(["bash", copy], stderr=said, **started) as running:
+        try:
+            yield running
+            running.wait(timeout=240)
+        finally:
+            for pid in psutil.pids():
+                with suppress(ProcessLookupError):
+                    if os.getsid(pid) == running.pid:
+                        os.kill(pid, signal.SIGKILL)
 
 
 def run_job(script: str, environment: dict[str, str], **more: str) -> subprocess.CompletedProcess:
-    running = start_job(script, environment, **more)
-    _, said = running.communicate(timeout=240)
-    return subprocess.CompletedProcess(running.args, running.returncode, stderr=said)
+    with job(script, environment, **more) as running:
+        pass
+    return subprocess.CompletedProcess(running.args, running.returncode, stderr=said_in(environment))
+
+
+def said_in(environment: dict[str, str]) -> str:
+    return Path(environment["PBS_O_WORKDIR"], "job.err").read_text()
 
 
 def devices_of_workers(folder: Path) -> list[str]:
@@ -179,10 +198,9 @@ def test_pbs_job_whose_time_is_over_submits_the_next_one_which_ends(demo, pbs, t
     assert stopped.returncode == 124, stopped.stderr
     asked = ",".join(f"{name}={pbs[name]}" for name in ("FROM", "TO", "OUT", "MODEL"))
     assert submitted(pbs) == [f"-v {asked},SCRIPT={script},ROUNDS=99 {script}"]
-    with start_job("pbs-batch.sh", pbs, SCRIPT=script) as running:
+    with job("pbs-batch.sh", pbs, SCRIPT=script) as running:
         devices = devices_of_workers(tmp_path)
-        _, said = running.communicate(timeout=240)
-    assert running.returncode == 0, said
+    assert running.returncode == 0, said_in(pbs)
     assert devices == ["GPU-a", "GPU-b"]
     assert len(submitted(pbs)) == 1
     assert result_of(tmp_path / "change.zarr") == result_of(demo.zarr)

@@ -227,7 +227,7 @@ echo "Submitted batch job $!"
 @pytest.fixture
 def local_jobs(monkeypatch, tmp_path):
     """Stand-ins for sbatch and scancel, where no Slurm is: each job is a group of processes. All else is real."""
-    for name, text in {"sbatch": SBATCH.format(folder=tmp_path), "scancel": '#!/bin/sh\nkill -9 -- "-$1"\n'}.items():
+    for name, text in {"sbatch": SBATCH.format(folder=tmp_path), "scancel": '#!/bin/bash\nkill -9 -- "-$1"\n'}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -268,13 +268,13 @@ def test_jobs_compute_and_end_with_the_client(local_jobs):
         jobs = job_queue.jobs_of(client)
         assert len(jobs) == 2
     assert cluster.status.name == "closed"
-    wait_until(lambda: not any(map(is_running, jobs)))
+    wait_until(lambda: not any(map(is_running, jobs)), seconds=10)
 
 
 def test_stop_while_jobs_are_being_submitted_cancels_them(local_jobs, tmp_path):
     sbatch, numbers = tmp_path / "sbatch", tmp_path / "numbers"
-    slow = sbatch.read_text().replace("cp ", f"touch {tmp_path}/asked\nsleep 1\ncp ")
-    sbatch.write_text(f"{slow}echo $! >> {numbers}\n")
+    begun, answer = sbatch.read_text().split("echo")
+    sbatch.write_text(f"{begun}touch {tmp_path}/asked\nsleep 1\necho $! >>{numbers}\necho{answer}")
 
     def stop() -> None:
         wait_until(lambda: (tmp_path / "asked").exists())
@@ -289,9 +289,7 @@ def test_stop_while_jobs_are_being_submitted_cancels_them(local_jobs, tmp_path):
         signal.signal(signal.SIGINT, before)
     jobs = numbers.read_text().split()
     assert len(jobs) == 2
-    wait_until(
-        lambda: not any(map(is_running, jobs)), seconds=40
-    )  # before a worker without a scheduler gives up by itself
+    wait_until(lambda: not any(map(is_running, jobs)), seconds=10)  # a worker without a scheduler gives up after 30
 
 
 def test_answer_of_the_queue_that_is_not_understood_is_told(local_jobs, tmp_path):

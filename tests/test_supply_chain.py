@@ -97,6 +97,8 @@ def needed() -> set[str]:
 
 
 def test_every_pinned_package_is_needed():
+    if not (find_spec("sphinx") and find_spec("mypy")):
+        pytest.skip("what sphinx, mypy and the like ask for is known where they are installed; .ci/run does that")
     assert PINS.keys() - needed() - OF_CI == set()
 
 
