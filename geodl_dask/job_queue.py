@@ -259,6 +259,8 @@ def _lasting(base: type[JobQueueCluster]) -> Any:
 
         def _update_worker_status(self, op: str, msg: Any) -> None:
             if op == "remove":
+                if msg not in self.scheduler_info["workers"]:
+                    return  # told twice; an error would be the end of all that is told here
                 name = self._job_of(self.scheduler_info["workers"][msg]["name"])
                 grace_s = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
                 self._soon(grace_s, name, self._number(name))

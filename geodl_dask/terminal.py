@@ -97,7 +97,8 @@ def _set_up_logging(verbose: int) -> None:
         spoken = ("critical", "warning", "info")[min(verbose, 2)]
         # Tornado would print the traceback of an interrupt, and asyncio that of a connection which was cut by one.
         silent = dict.fromkeys(("tornado", "tornado.application", "asyncio"), "critical")
-        dask.config.set({"logging": {"distributed": spoken, **silent}})
+        # The client has a level of its own, which is warning unless it is said.
+        dask.config.set({"logging": {"distributed": spoken, "distributed.client": spoken, **silent}})
         os.environ["DASK_LOGGING__DISTRIBUTED"] = spoken  # for worker processes
 
 

@@ -21,6 +21,7 @@ import torch
 import xarray as xr
 from click.testing import CliRunner
 from conftest import CLASSES, TRANSFORM, write_definition, write_raster
+from dask_processes import dask_processes
 
 from geodl_dask.cli import cli
 from geodl_dask.cluster import connect
@@ -314,6 +315,16 @@ def test_second_interrupt_does_not_wait(workers, inputs, tmp_path, heeding_inter
     assert "Traceback" not in stderr
     assert "Stopped" in stderr
     assert not (tmp_path / "change.tif").exists()
+
+
+def test_scheduler_that_is_lost_is_told_in_one_line(inputs, tmp_path, heeding_interrupts):
+    with dask_processes() as (address, scheduler):
+        running = start_and_wait_for_blocks(tmp_path / "change.tif", inputs, "--cluster", address)
+        scheduler.kill()
+        _, stderr = running.communicate(timeout=180)
+    assert running.returncode == 1
+    (line,) = stderr.splitlines()
+    assert line.startswith(f"Error: The Dask scheduler at {address} was lost. Start it again")
 
 
 def test_signal_of_a_batch_system_that_comes_again_and_again_is_heeded_once(inputs, tmp_path, heeding_interrupts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import sys
 import threading
@@ -235,12 +236,14 @@ def test_every_error_has_a_case():
 
 
 @pytest.mark.parametrize("error", CASES, ids=lambda each: each.__name__)
-def test_message_says_what_was_given_what_was_needed_and_what_to_do(error, tmp_path, toy_network, monkeypatch):
+def test_message_says_what_was_given_what_was_needed_and_what_to_do(error, tmp_path, toy_network, monkeypatch, caplog):
     place = Place(tmp_path, toy_network, monkeypatch)
     place.words = {name: str(tmp_path / f"{name}.tif") for name in ("from", "to", "out")}
     for name in ("from", "to"):
         write_raster(tmp_path / f"{name}.tif", np.zeros((3, 32, 32), np.uint8))
     place.model()
+    for name in ("distributed", "distributed.client"):  # as the command asks, which distributed heeds when imported
+        caplog.set_level(logging.CRITICAL, name)
     spoil, *parts = CASES[error]
     running = spoil(place)
     try:
