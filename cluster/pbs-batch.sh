@@ -44,6 +44,9 @@ script=${SCRIPT:-$PWD/cluster/pbs-batch.sh} # PBS runs a copy, which other nodes
 set_up
 scheduler_file=$(mktemp "$PWD/.geodl-dask-$PBS_JOBID-XXXX.json") # each start has its own, and all nodes see it
 trap 'rm -f "$scheduler_file"; kill $(jobs -p) 2>/dev/null || true' EXIT
+client=
+# By qdel: PBS kills what is left as soon as this script ends.
+trap 'if [ -n "$client" ]; then kill "$client" 2>/dev/null || true; wait "$client" || true; fi; exit 143' TERM
 
 # Where nodes have several networks, here and for the workers: --interface ib0
 dask scheduler --scheduler-file "$scheduler_file" --port 0 --dashboard-address :0 &

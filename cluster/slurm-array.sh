@@ -25,18 +25,22 @@ set -euo pipefail
 # source /path/to/venv/bin/activate
 
 client=
-requeue() {
-    status=143 # of what was stopped, and has put away what was finished
+stop() { # the client, which puts away what is finished, and says 143
+    status=143
     if [ -n "$client" ]; then
         kill "$client" 2>/dev/null || true
         status=0
         wait "$client" || status=$?
     fi
+}
+requeue() {
+    stop
     # 137: it hung, and was killed
     if [[ $status =~ ^(143|137)$ ]] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
     exit "$status"
 }
 trap requeue USR1
+trap 'stop; exit "$status"' TERM # by scancel: Slurm kills what is left as soon as this script ends
 
 # timeout only kills what hangs when it is stopped: after 90 seconds. 0: it has no time of its own.
 timeout --kill-after=90 0 \

@@ -44,6 +44,7 @@ requeue() {
     exit "$status"
 }
 trap requeue USR1
+trap 'stop; exit "$status"' TERM # by scancel: Slurm kills what is left as soon as this script ends
 
 # Where nodes have several networks, here and for the workers: --interface ib0
 dask scheduler --scheduler-file "$scheduler_file" --port 0 --dashboard-address :0 &

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -90,10 +91,11 @@ def manners(verbose: int, log_json: Path | None = None) -> Iterator[Say]:
 def _set_up_logging(verbose: int) -> None:
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     handler = RichHandler(level, console=err)
+    handler.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], CancelledError)))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("geodl_dask").setLevel(level)
     if not dask.config.get("logging", None):  # distributed reads it when it is imported, which is later
-        # It shouts of each failed attempt and each cancelled task, of which our own message is the sum.
+        # It shouts of each failed attempt, of which our own message is the sum.
         spoken = ("critical", "warning", "info")[min(verbose, 2)]
         # Tornado would print the traceback of an interrupt, and asyncio that of a connection which was cut by one.
         silent = dict.fromkeys(("tornado", "tornado.application", "asyncio"), "critical")

@@ -129,11 +129,13 @@ def test_batch_job_goes_on_after_its_time_was_over(demo, local, tmp_path, monkey
 def test_batch_job_that_is_cancelled_does_not_come_back_and_keeps_what_is_finished(demo, tmp_path):
     out = tmp_path / "change.tif"
     job = submit("--ntasks=1", *SMALL, str(SCRIPTS / "slurm-batch.sh"), *words_of(demo, out), folder=tmp_path)
-    wait_until(lambda: len(parts_of(out)) > 9, log=tmp_path / f"geodl-dask-{job}.log")
+    log = tmp_path / f"geodl-dask-{job}.log"
+    wait_until(lambda: len(parts_of(out)) > 9, log=log)
     subprocess.run(["scancel", job], check=True)
-    assert wait_for_end(job) == "CANCELLED"
+    assert wait_for_end(job, log) == "CANCELLED"
     assert facts_of(job)["Restarts"] == "0"
-    assert "--resume (resume=True) goes on with it" in (tmp_path / f"geodl-dask-{job}.log").read_text()
+    wait_until(lambda: "--resume (resume=True) goes on with it" in log.read_text(), log=log, limit_s=60)
+    assert "CancelledError" not in log.read_text()
 
 
 def test_batch_job_whose_workers_have_ended_does_not_wait_for_its_time(demo, tmp_path):
