@@ -317,7 +317,8 @@ def test_second_interrupt_does_not_wait(workers, inputs, tmp_path, heeding_inter
     assert not (tmp_path / "change.tif").exists()
 
 
-def test_scheduler_that_is_lost_is_told_in_one_line(inputs, tmp_path, heeding_interrupts):
+def test_scheduler_that_is_lost_is_told_in_one_line(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "5s")
     with dask_processes() as (address, scheduler):
         running = start_and_wait_for_blocks(tmp_path / "change.tif", inputs, "--cluster", address)
         scheduler.kill()

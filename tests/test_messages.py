@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import torch
@@ -223,6 +224,7 @@ def _(place):
 
     threading.Thread(target=kill_after_a_block, daemon=True).start()
     place.options += ["--cluster", address, "--chunks", "64", "--tile-size", "model"]
+    place.patch.setitem(dask.config.get("distributed.comm.timeouts"), "connect", "5s")
     return running
 
 
