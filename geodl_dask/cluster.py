@@ -28,6 +28,7 @@ from .cluster_config import CLUSTERS, GPU_WORKER_THREADS, ClusterConfig, read_cl
 from .devices import visible_gpus, worker_gpus
 from .errors import DeviceError, RequestError
 from .job_queue import check_job_queue, submit_jobs
+from .local_client import LocalClient, forget_servers
 from .tls import security_of
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ class _OwningClient(Client):
         cluster: Any = self.cluster
         super().close(*args, **keywords)
         cluster.close()
+        forget_servers()
 
     def __del__(self) -> None:
         """Nothing: this may be the thread that closing waits for, and distributed closes clusters at exit."""
@@ -122,7 +124,7 @@ def _local_client(workers: int | None, gpus: tuple[str, ...], tls: str | None) -
     is_reachable = has_processes and tls  # threads of one process have nothing to encrypt
     # They keep no results, but freed memory: Dask, which pauses them until they have less, would wait for ever.
     with dask.config.set({"distributed.worker.memory.pause": False}):
-        client = _OwningClient(LocalCluster(**options, **_encrypted(tls))) if is_reachable else Client(**options)
+        client = _OwningClient(LocalCluster(**options, **_encrypted(tls))) if is_reachable else LocalClient(**options)
     if has_processes:
         client.register_plugin(_LocalWorker())
     if gpus:

@@ -25,6 +25,7 @@ from .attempts import Attempts
 from .blocks import BlockStore, Index, Lattice, NotKeptError, Tally, count_kept, in_words, stands_alone, write_block
 from .errors import OutputError
 from .failures import NONE, event, failure, killed, lost, memory_of, not_kept, place
+from .local_client import LocalClient
 from .reputation import TRIES
 from .shards import Shard
 from .workers import Crew, all_see, noticing_absence, prepared_workers
@@ -122,7 +123,7 @@ def _own_client() -> Client:
     """Workers in this process."""
     # Dask would pause them for all that the process holds, and so for ever.
     with dask.config.set({"distributed.worker.memory.pause": False}):
-        return Client(
+        return LocalClient(
             processes=False, n_workers=1, threads_per_worker=CPU_COUNT, set_as_default=False,
             # No dashboard; but without an address distributed takes port 8787, and warns where that is in use.
             dashboard_address="127.0.0.1:0",

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from distributed import Client, LocalCluster
+from distributed.core import Server
 from test_resume import read
 
 import geodl_dask as gd
@@ -34,6 +35,7 @@ def holds(dask_worker=None) -> dict[str, int]:
         "file handles": process.num_fds(),
         "threads": process.num_threads(),
         "child processes": len(process.children(recursive=True)),
+        "schedulers and workers": sum(issubclass(type(each), Server) for each in gc.get_objects()),
         "temporary files": sum(1 for _ in Path(tempfile.gettempdir()).rglob("*")),
         "MB": process.memory_info().rss // 2**20,
     }
