@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import OutputExistsError
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
 
 FORMAT = 1
 _NAMES_ONLY = ("model", "model_name", "long_name", "prediction")
@@ -136,7 +140,14 @@ class Manifest:
         blocks = all(
             [type(value) for value in vars(each).values()] == [int, int, int, int, str] for each in self.failed_blocks
         )
-        return kinds and blocks and Path(self.parts).name == self.parts and _is_moment(self.begun)
+        counts = all(0 <= value < 2**32 and count >= 0 for value, count in (self.pixels or {}).items())
+        return kinds and blocks and counts and Path(self.parts).name == self.parts and _is_moment(self.begun)
+
+    def is_on(self, grid: GeoBox) -> bool:
+        """Whether it is of a raster that lies there, and has as many pixels as it has counted."""
+        of_grid = list(grid.shape.yx), list(grid.transform)[:6]
+        is_there = (self.asked.get("shape"), self.asked.get("transform")) == of_grid
+        return is_there and (self.pixels is None or sum(self.pixels.values()) == math.prod(grid.shape.yx))
 
 
 def _is_moment(text: str) -> bool:

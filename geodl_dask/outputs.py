@@ -122,6 +122,11 @@ def manifest_of(out: Path) -> Path:
     return out.with_name(out.name + MANIFEST_SUFFIX)
 
 
+def was_edited(path: Path) -> bool:
+    """Whether a result was written to after its manifest. Of a Zarr store, which is many files, that is not seen."""
+    return path.is_file() and path.stat().st_mtime_ns > manifest_of(path).stat().st_mtime_ns
+
+
 def finished_in(parts: Path, out: Path) -> Path | None:
     """What a run had finished when it ended, before, or while, it took its name; None where none had."""
     for manifest in parts.glob(f"*{MANIFEST_SUFFIX}"):

@@ -19,7 +19,7 @@ from .classes import ClassTable, ModelClass
 from .confidence import layers_of
 from .errors import RasterInputError
 from .manifest import Manifest
-from .outputs import manifest_of
+from .outputs import manifest_of, was_edited
 from .results import ResultLike, grid_of_result, opened
 from .survey import ask_blocks
 from .tiling import Window
@@ -49,7 +49,8 @@ def change_table(change: ResultLike, *, area: AreaOn = "auto") -> pd.DataFrame:
 
     Returns the columns value, class, pixels, hectares, and share of the area that has an observation.
     It is counted block by block on the active Dask client, else in this process, or taken from the manifest of a result
-    that is given by path where all pixels are alike. Of what is not computed yet, everything is.
+    that is given by path, where all pixels are alike and no program has written to the file since. Of what is not
+    computed yet, everything is.
     Raises RasterInputError where there is no class table, or no area.
     """
     classes, _ = opened(change)
@@ -116,7 +117,7 @@ def _recorded(change: ResultLike, areas: PixelAreas) -> tuple[dict[int, int], di
     if not isinstance(change, str | os.PathLike) or areas.each is None:
         return None
     manifest = Manifest.read(manifest_of(Path(change)))
-    if manifest is None or manifest.pixels is None or sum(manifest.pixels.values()) != np.prod(areas.grid.shape.yx):
+    if manifest is None or manifest.pixels is None or not manifest.is_on(areas.grid) or was_edited(Path(change)):
         return None
     return manifest.pixels, {value: count * areas.each for value, count in manifest.pixels.items()}
 

@@ -11,8 +11,6 @@ from typing import Any, cast
 
 import dask.array as da
 import numpy as np
-import rasterio
-import rasterio.errors
 import rioxarray
 import xarray as xr
 import zarr
@@ -51,8 +49,10 @@ def open_change(path: str | os.PathLike[str]) -> xr.DataArray | xr.Dataset:
         raise RasterNotFoundError(f"There is no result at {text} (looked in {Path.cwd()}).")
     try:
         layers = _layers_of_store(text) if Path(text).suffix.lower() == ".zarr" else _layers_of_tiff(text)
-    except (rasterio.errors.RasterioIOError, OSError, KeyError, ValueError, RecursionError) as error:
-        raise RasterInputError(f"{text} cannot be opened as a result: {error}") from error
+    except RasterInputError:
+        raise
+    except Exception as error:  # a store that is none fails in as many ways as there are libraries beneath
+        raise RasterInputError(f"{text} cannot be opened as a result: {type(error).__name__}: {error}") from error
     for layer in layers:
         layer.encoding = {"source": text}
     return layers[0] if len(layers) == 1 else xr.Dataset({layer.name: layer for layer in layers})
@@ -97,7 +97,7 @@ def coarse_view(change: ResultLike, longest_px: int) -> xr.DataArray:
     source, at = _source_of(classes, grid)
     if source is not None:
         read = _view_of_store if Path(source).suffix.lower() == ".zarr" else _view_of_tiff
-        pixels, coarse = read(source, str(classes.name), Window(at[1], at[0], *reversed(grid.shape.yx)), step)
+        pixels, coarse = read(source, Window(at[1], at[0], *reversed(grid.shape.yx)), step)
     elif classes.size > LARGEST_PX and isinstance(classes.data, da.Array) and not _is_read(classes.data):
         raise RasterInputError(
             f"The raster has {classes.sizes['x']:,} x {classes.sizes['y']:,} pixels, which are not computed yet, and "
@@ -112,7 +112,7 @@ def coarse_view(change: ResultLike, longest_px: int) -> xr.DataArray:
 
 
 def _layers_of_tiff(path: str) -> list[xr.DataArray]:
-    with (rasterio.open if "://" in path else opened_by_gdal)(path) as dataset:
+    with opened_by_gdal(path) as dataset:
         tags, nodata, block = dataset.tags(), dataset.nodata, dataset.block_shapes[0]
         scaled = [
             dict(zip(("scale_factor", "add_offset"), each, strict=True))
@@ -125,7 +125,9 @@ def _layers_of_tiff(path: str) -> list[xr.DataArray]:
     chunks = {"band": 1, **_chunks(dict(zip(("y", "x"), block, strict=True)))}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(Scales|Offsets) differ across bands")
-        bands = cast("xr.DataArray", rioxarray.open_rasterio(path, chunks=chunks, lock=False, mask_and_scale=False))
+        # By its format, for a server may have another file under that name by now.
+        lazy = rioxarray.open_rasterio(path, chunks=chunks, lock=False, mask_and_scale=False, driver="GTiff")
+    bands = cast("xr.DataArray", lazy)
     named = [(str(attrs.get("long_name", "change")), attrs)]
     if len(bands) > 1:
         # In a GeoTIFF it is never a distance, for which no integer has room.
@@ -139,10 +141,13 @@ def _layers_of_tiff(path: str) -> list[xr.DataArray]:
 
 
 def _parsed(key: str, text: str) -> Any:
-    """What a tag of a GeoTIFF held before it became text."""
-    if key in _LISTS:
-        return json.loads(text)
-    return int(text) if key == "padding" else text
+    """What a tag of a GeoTIFF held before it became text; the text where somebody has written another."""
+    try:
+        if key in _LISTS:
+            return json.loads(text)
+        return int(text) if key == "padding" else text
+    except (ValueError, RecursionError):
+        return text
 
 
 def _layers_of_store(path: str) -> list[xr.DataArray]:
@@ -189,19 +194,20 @@ def _is_read(array: da.Array) -> bool:
     return any(step.startswith("open_") for step in steps) and all(step.startswith(_READS) for step in steps)
 
 
-def _view_of_tiff(path: str, name: str, window: Window, step: int) -> tuple[np.ndarray, Affine]:
+def _view_of_tiff(path: str, window: Window, step: int) -> tuple[np.ndarray, Affine]:
     """Every so many pixels of a window, by GDAL from the overview that fits; and where they lie."""
     shape_yx = -(-window.height // step), -(-window.width // step)
-    with rasterio.open(path) as dataset:
+    with opened_by_gdal(path) as dataset:
         pixels = dataset.read(1, window=window, out_shape=shape_yx, resampling=Resampling.nearest)
         corner = dataset.transform @ Affine.translation(window.col_off, window.row_off)
     return pixels, corner @ Affine.scale(window.width / shape_yx[1], window.height / shape_yx[0])
 
 
-def _view_of_store(path: str, name: str, window: Window, step: int) -> tuple[np.ndarray, Affine]:
+def _view_of_store(path: str, window: Window, step: int) -> tuple[np.ndarray, Affine]:
     """The same of a store, from the level of its pyramid that fits, if it has one."""
     group = zarr.open_group(path, mode="r")
-    grid = cast("GeoBox", layers_of(open_change(path))[0].odc.geobox)
+    stored = layers_of(open_change(path))[0]
+    name, grid = str(stored.name), cast("GeoBox", stored.odc.geobox)
     levels = [each for each in levels_of(grid) if each.factor <= step and each.name in group]
     factor = levels[-1].factor if levels else 1
     array = cast("zarr.Array[Any]", group[f"{levels[-1].name}/{name}" if levels else name])

@@ -48,6 +48,7 @@ def test_it_is_written_at_once_or_not_at_all(tmp_path, monkeypatch):
     "change",
     [
         {"format": 2}, {"asked": "all"}, {"pixels": [1]}, {"pixels": {"x": 1}}, {"pixels": {"0": float("inf")}},
+        {"pixels": {"0": 7, "1": -5}}, {"pixels": {"-1": 2}}, {"pixels": {"99999999999": 0}},
         {"more": 1}, {"parts": "../elsewhere"}, {"parts": 5}, {"replaces": "no"}, {"begun": "yesterday"},
         {"begun": "2026-11-21T10:00:00"}, {"form": []}, {"failed_blocks": [{"row_off": 0}]},
         {"failed_blocks": [{"row_off": "0", "col_off": 0, "height": 1, "width": 1, "cause": ""}]},

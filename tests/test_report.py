@@ -7,6 +7,7 @@ from dataclasses import replace
 import dask.array as da
 import numpy as np
 import pytest
+import rasterio
 import shapely
 import xarray as xr
 from affine import Affine
@@ -14,6 +15,7 @@ from distributed import Client
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from pyproj import Geod
+from rasterio.windows import Window
 
 import geodl_dask as gd
 from geodl_dask.classes import ClassTable, ModelClass
@@ -172,6 +174,22 @@ def test_manifest_of_another_raster_is_not_believed(tmp_path):
     manifest = Manifest.read(manifest_of(out))
     replace(manifest, pixels={0: 5}).write(manifest_of(out))
     assert list(change_table(out).pixels) == [int((lazy == value).sum()) for value in (7, 0, 9)]
+
+
+@pytest.mark.parametrize("how", ["edited", "another in its place"])
+def test_result_that_is_not_as_it_was_written_is_counted(tmp_path, how):
+    lazy, out = raster("EPSG:32633"), tmp_path / "change.tif"
+    gd.write_cog(lazy, out)
+    if how == "edited":
+        with rasterio.open(out, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dataset:
+            dataset.write(np.zeros((1, 10, 10), np.uint8), window=Window(0, 0, 10, 10))
+    else:
+        gd.write_cog(lazy * 0, tmp_path / "other.tif")
+        (tmp_path / "other.tif").replace(out)
+        assert out.stat().st_mtime_ns > manifest_of(out).stat().st_mtime_ns
+    pixels = gd.open_change(out).values
+    assert list(change_table(out).pixels) == [int((pixels == value).sum()) for value in change_table(out).value]
+    assert not np.array_equal(pixels, lazy.values)
 
 
 def test_blocks_are_counted_on_the_active_client():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import dask.array as da
 import numpy as np
 import pytest
 import rasterio
 import xarray as xr
+import zarr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
+from servers import serving
 
 import geodl_dask as gd
 from geodl_dask import results
@@ -116,6 +120,41 @@ def test_file_is_read_at_its_overviews(written, monkeypatch):
     monkeypatch.setattr(da.Array, "__array__", lambda *args, **named: pytest.fail("a block was read"))
     assert max(coarse_view(written, 100).shape) <= 100
     assert max(coarse_view(gd.open_change(written)[100:], 100).shape) <= 100
+
+
+def test_file_is_read_at_its_overviews_under_any_name(written):
+    assert coarse_view(gd.open_change(written).rename("2024"), 100).equals(coarse_view(written, 100).rename("2024"))
+
+
+@pytest.mark.parametrize("written", ["change.tif"], indirect=True)
+def test_result_of_a_server_opens_too(written, patches):
+    with serving(("files", str(written.parent))) as server:
+        opened = gd.open_change(f"{server.url}/{written.name}")
+        assert (opened.values == patches).all()
+        assert opened.attrs["tile_size"] == [16, 16]
+        assert max(coarse_view(opened, 100).shape) <= 100
+
+
+@pytest.mark.parametrize("written", ["change.tif"], indirect=True)
+def test_tag_that_somebody_has_written_stays_text(written):
+    copy = written.with_name("edited.tif")
+    copy.write_bytes(written.read_bytes())
+    with rasterio.open(copy, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dataset:
+        dataset.update_tags(tile_size="16 by 16", padding="four")
+    assert (gd.open_change(copy).attrs["tile_size"], gd.open_change(copy).attrs["padding"]) == ("16 by 16", "four")
+
+
+def test_store_that_asks_to_be_unpickled_is_refused_in_our_words(tmp_path):
+    store = zarr.open_group(tmp_path / "change.zarr", mode="w", zarr_format=2)
+    for name, shape in {"change": (4, 4), "y": (4,), "x": (4,)}.items():
+        store.create_array(name, shape=shape, dtype="u1").attrs["_ARRAY_DIMENSIONS"] = ["y", "x"][-len(shape) :]
+    about = tmp_path / "change.zarr" / "y" / ".zarray"
+    asked = {**json.loads(about.read_text()), "dtype": "|O", "filters": [{"id": "pickle", "protocol": 5}]}
+    about.write_text(json.dumps(asked))
+    (tmp_path / "change.zarr" / "y" / "0").write_bytes(b"cos\nmkdir\n(S'" + str(tmp_path / "ran").encode() + b"'\ntR.")
+    with pytest.raises(RasterInputError, match="cannot be opened as a result"):
+        gd.open_change(tmp_path / "change.zarr")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_changed_copy_of_a_file_is_not_drawn_from_the_file(written):

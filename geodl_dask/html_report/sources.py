@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from ..classes import ClassTable
 from ..confidence import CONFIDENCE
 from ..errors import GeodlError, RasterInputError
 from ..manifest import Manifest
-from ..outputs import manifest_of
+from ..outputs import manifest_of, was_edited
 from ..rasters import Bands, open_raster
 from ..rasters.coarse import coarsened
 from ..rasters.gdal import holds_its_pixels, opened
@@ -128,9 +128,9 @@ def _manifest(text: str, grid: GeoBox) -> Manifest | None:
     found = RemoteOutput.at(text).manifest() if "://" in text else Manifest.read(manifest_of(Path(text)))
     if found is None or not _is_sound(found):
         return None
-    height, width = grid.shape.yx
-    is_of_it = found.asked.get("shape") == [height, width] and found.asked.get("transform") == list(grid.transform)[:6]
-    return found if is_of_it and sum((found.pixels or {0: height * width}).values()) == height * width else None
+    if not found.is_on(grid):
+        return None
+    return replace(found, pixels=None) if "://" not in text and was_edited(Path(text)) else found
 
 
 def _is_sound(manifest: Manifest) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import rasterio
 from click.testing import CliRunner
 from conftest import CLASSES, write_raster
+from servers import serving
 
 import geodl_dask as gd
 from geodl_dask.cli import cli
@@ -81,6 +82,14 @@ def test_result_that_is_a_virtual_raster_is_refused(attack, tmp_path):
     with attack.refused("virtual raster under the name of a picture"):
         gd.open_change(tmp_path / "change.tif")
     attack.refused_by_command("under the name of a picture", "report", str(tmp_path / "change.tif"))
+
+
+@pytest.mark.attack("result that is a VRT", "the bytes of a secret as classes, under the name change.tif")
+@pytest.mark.parametrize("read", [gd.open_change, gd.change_table, gd.plot_change, gd.describe_change])
+def test_result_of_a_server_that_is_a_virtual_raster_is_refused(attack, tmp_path, read):
+    (tmp_path / "change.tif").write_text(raw_band(attack.canary.secret_file))
+    with serving(("files", str(tmp_path))) as server, attack.refused("no format that holds its pixels"):
+        read(f"{server.url}/change.tif")
 
 
 RECORDS = {"deep": "[" * 200_000, "deep object": '{"a":' * 200_000, "no record": "{}", "numbers": '{"format": 1e999}'}
