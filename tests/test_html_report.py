@@ -489,6 +489,12 @@ def test_what_is_no_result_is_refused(tmp_path, make, error, says):
     assert not (tmp_path / "r.html").exists()
 
 
+@pytest.mark.parametrize("name", [".", "/", ""])
+def test_folder_is_no_result_even_where_no_place_is_said(name):
+    with pytest.raises(RasterInputError, match="does not end in"):
+        gd.write_report(name)
+
+
 def test_place_of_a_report_is_checked(pair, tmp_path):
     for path, says in ((tmp_path / "r.pdf", "does not end in .html"), (tmp_path / "no" / "r.html", "does not exist"),
                        ("s3://bucket/r.html", "URL")):  # fmt: skip

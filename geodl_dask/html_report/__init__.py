@@ -49,8 +49,8 @@ def write_report(
     Returns the file's path. Raises OutputError, OutputExistsError, RasterNotFoundError, RasterInputError or
     RasterReadError.
     """
+    opened = open_result(result)  # first, for what is no result may have no name for a report either
     out = _checked(path if path is not None else _default_path(result), overwrite=overwrite)
-    opened = open_result(result)
     given = {"from_raster": (from_raster, from_bands), "to_raster": (to_raster, to_bands), "raster": (raster, bands)}
     roles = ("from_raster", "to_raster") if opened.compares else ("raster",)
     if unfit := [role for role, said in given.items() if role not in roles and said != (None, None)]:
