@@ -28,7 +28,7 @@ from shapely.geometry import box
 import geodl_dask as gd
 from geodl_dask.classes import ClassTable, ModelClass
 from geodl_dask.cli import cli
-from geodl_dask.errors import OutputError, OutputExistsError, RasterInputError, RasterNotFoundError
+from geodl_dask.errors import OutputError, OutputExistsError, RasterInputError, RasterNotFoundError, RequestError
 from geodl_dask.html_report import areas as areas_module
 from geodl_dask.html_report import page, sources, views
 from geodl_dask.html_report.areas import largest_areas
@@ -261,11 +261,32 @@ def test_virtual_raster_of_the_record_is_not_opened_unasked(tmp_path, name):
         rasterio.shutil.copy(warped, tmp_path / name, driver="VRT")
     result = write_result(tmp_path / "change.tif", change_of(), from_raster=name)
     assert "It is no file on this disk that holds its own pixels" in report_of(result).warned()
-    asked = report_of(result, from_raster=tmp_path / name)
     if name == "before.vrt":
+        asked = report_of(result, from_raster=tmp_path / name)
         assert not asked.warned() and len(asked.data["photos"]) == 1
     else:  # asked for or not, it is not what it is called
-        assert "under the name of a picture" in asked.warned()
+        with pytest.raises(RasterInputError, match="under the name of a picture"):
+            report_of(result, from_raster=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("named", "error"),
+    [
+        ({"from_raster": "typo.tif"}, RasterNotFoundError),
+        ({"from_raster": ""}, RasterNotFoundError),
+        ({"from_bands": (0,)}, RequestError),
+        ({"from_bands": (9,)}, RequestError),
+        ({"from_bands": ("nir",)}, RequestError),
+        ({"to_bands": (1,)}, RasterNotFoundError),
+    ],
+)
+def test_image_that_the_user_named_must_be_there_and_one_of_the_record_need_not(tmp_path, named, error):
+    result = write_pair(tmp_path, tmp_path / "change.tif")
+    (tmp_path / "after.tif").unlink()
+    with pytest.raises(error, match=next(iter(named)).replace("bands", "raster")):
+        gd.write_report(result, tmp_path / "r.html", **named)
+    assert not (tmp_path / "r.html").exists()
+    assert "After: " in report_of(result).warned()
 
 
 @pytest.mark.parametrize(

@@ -39,15 +39,15 @@ def write_report(
     path : where to; None is ``RESULT.html``, of a URL in the current folder.
     from_raster, to_raster, raster : the images, where they are not where the result's record says, or lie elsewhere:
         of what the record names only files on this disk that hold their own pixels are opened (no folders, virtual
-        rasters, URLs). Without them the change is shown alone.
+        rasters, URLs). Without them the change is shown alone; what is named here must be there.
     from_bands, to_bands, bands : three of each that are shown as red, green and blue, or one; by number from 1 or name.
         None is those of that name, else the first three, or the first.
 
     The images are read from their overviews, if they have some, on the result's grid with at most 4096 pixels a side;
     the largest areas are looked for in an overview of that size, and shown as sharp as the images are. Areas by class
     are exact: those of the manifest, else counted. Memory does not grow with the rasters.
-    Returns the file's path. Raises OutputError, OutputExistsError, RasterNotFoundError, RasterInputError or
-    RasterReadError.
+    Returns the file's path. Raises OutputError, OutputExistsError, RasterNotFoundError, RasterInputError,
+    BandCountError or RasterReadError.
     """
     opened = open_result(result)  # first, for what is no result may have no name for a report either
     out = _checked(path if path is not None else _default_path(result), overwrite=overwrite)
