@@ -18,6 +18,7 @@ import rasterio
 import rasterio.shutil
 from click.testing import CliRunner
 from conftest import write_raster
+from odc.geo.geobox import GeoBox
 from pyproj import Geod
 from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
@@ -30,7 +31,7 @@ from geodl_dask.classes import ClassTable, ModelClass
 from geodl_dask.cli import cli
 from geodl_dask.errors import OutputError, OutputExistsError, RasterInputError, RasterNotFoundError, RequestError
 from geodl_dask.html_report import areas as areas_module
-from geodl_dask.html_report import page, sources, views
+from geodl_dask.html_report import facts, page, sources, views
 from geodl_dask.html_report.areas import largest_areas
 from geodl_dask.html_report.images import Stretch, halved, pyramid_tiles
 from geodl_dask.html_report.sources import open_result
@@ -394,6 +395,17 @@ def test_degrees_have_a_scale_and_areas_on_the_ellipsoid(tmp_path):
     table = gd.change_table(result)
     assert table["hectares"].sum() == pytest.approx(square_metres / 10_000, rel=1e-3)
     assert all(f"{hectares:,.2f} ha" in shown.text for hectares in table["hectares"])
+
+
+def test_scale_is_that_of_the_ground_where_the_map_enlarges(tmp_path):
+    at_60_north = from_origin(1_000_000, 8_399_738 + 1200, 10, 10)
+    result = write_result(tmp_path / "change.tif", change_of(), crs="EPSG:3857", transform=at_60_north)
+    assert report_of(result).data["metres"] == pytest.approx([5.0126, 5.0042], abs=1e-4)
+
+
+def test_pixel_that_is_nowhere_or_around_the_globe_has_no_scale():
+    assert facts.metres_per_pixel(GeoBox((1, 1), from_origin(-180, 45, 360, 90), "EPSG:4326")) is None
+    assert facts.metres_per_pixel(GeoBox((9, 9), from_origin(3e7, 3e7, 1000, 1000), "ESRI:54030")) is None
 
 
 def test_classes_of_one_raster_are_all_shown(tmp_path):
