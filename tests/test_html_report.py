@@ -33,6 +33,7 @@ from geodl_dask.errors import OutputError, OutputExistsError, RasterInputError, 
 from geodl_dask.html_report import areas as areas_module
 from geodl_dask.html_report import facts, page, sources, views
 from geodl_dask.html_report.areas import largest_areas
+from geodl_dask.html_report.facts import area_text
 from geodl_dask.html_report.images import Stretch, halved, pyramid_tiles
 from geodl_dask.html_report.sources import open_result
 from geodl_dask.manifest import FailedBlock, Manifest
@@ -377,10 +378,21 @@ def test_no_change_and_no_observation_are_said(tmp_path):
     assert "No change was found." in blind.text and "0.0% of the raster" in blind.text
 
 
-@pytest.mark.parametrize("shape_yx", [(1, 1), (1, 900), (700, 3)])
+@pytest.mark.parametrize("shape_yx", [(1, 1), (1, 900), (700, 3), (1, 20_001), (9001, 3)])
 def test_thin_rasters_have_a_report(tmp_path, shape_yx):
     shown = report_of(write_pair(tmp_path, tmp_path / "change.tif", np.ones(shape_yx, np.uint8)))
     assert shown.data["areas"][0]["window"] == [0, 0, *shape_yx]
+    (size,) = re.findall(r'class="much">([^<]*)', shown.source)
+    assert size == area_text(0.25 * np.prod(shape_yx) / 10_000, 0)
+
+
+def test_area_at_the_border_of_a_coarse_overview_is_no_larger_than_it_is(monkeypatch, tmp_path):
+    monkeypatch.setattr(views, "OVERVIEW_PX", 300)
+    change = np.zeros((901, 1101), np.uint8)
+    change[880:, 1000:], change[200:300, 200:300] = 4, 4
+    shown = report_of(write_result(tmp_path / "change.zarr", change))
+    assert [area["window"] for area in shown.data["areas"]] == [[200, 200, 100, 100], [880, 1000, 21, 101]]
+    assert re.findall(r'class="much">([^<]*)', shown.source) == ["0.25 ha", area_text(0.25 * 21 * 101 / 10_000, 0)]
 
 
 def test_degrees_have_a_scale_and_areas_on_the_ellipsoid(tmp_path):
