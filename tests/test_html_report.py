@@ -27,6 +27,7 @@ from reports import TABLE, TRANSFORM, change_of, photograph, write_pair, write_r
 from shapely.geometry import box
 
 import geodl_dask as gd
+from geodl_dask import html_report
 from geodl_dask.classes import ClassTable, ModelClass
 from geodl_dask.cli import cli
 from geodl_dask.errors import OutputError, OutputExistsError, RasterInputError, RasterNotFoundError, RequestError
@@ -105,6 +106,16 @@ def test_report_lies_beside_the_result_unless_said(pair, tmp_path):
     with pytest.raises(OutputExistsError, match="overwrite"):
         gd.write_report(pair, tmp_path / "r.html")
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
+
+
+def test_file_that_comes_to_the_place_meanwhile_stays(pair, tmp_path, monkeypatch):
+    out, study = tmp_path / "r.html", html_report.study_result
+    monkeypatch.setattr(html_report, "study_result", lambda *given: (out.write_text("theirs"), study(*given))[1])
+    with pytest.raises(OutputExistsError, match=r"r\.html has come there .* is .*r\.2\.html"):
+        gd.write_report(pair, out)
+    assert out.read_text() == "theirs" and "Woods cleared" in (tmp_path / "r.2.html").read_text(encoding="utf-8")
+    assert "Woods cleared" in gd.write_report(pair, out, overwrite=True).read_text(encoding="utf-8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.2.html", "r.html"]
 
 
 def test_nothing_is_fetched_and_nothing_else_may_run(page_of_pair):

@@ -10,7 +10,7 @@ from typing import cast
 import rasterio.errors
 
 from ..errors import OutputError, RasterInputError
-from ..outputs import check_output
+from ..outputs import check_output, publish_file
 from ..rasters import Bands
 from .content import page_content, study_result
 from .page import render_page
@@ -56,7 +56,7 @@ def write_report(
     if unfit := [role for role, said in given.items() if role not in roles and said != (None, None)]:
         raise RasterInputError(f"{opened.path} is made from {' and '.join(roles)}; leave {', '.join(unfit)} out.")
     found = [find_photo(opened, role, *given[role]) for role in roles]
-    _write(out, _page_of(opened, [each for each in found if each is not None]))
+    _write(out, _page_of(opened, [each for each in found if each is not None]), overwrite=overwrite)
     return out
 
 
@@ -66,12 +66,12 @@ def _page_of(result: Result, photos: list[Photo]) -> str:
         return render_page(**page_content(study_result(result, photos)))
 
 
-def _write(out: Path, page: str) -> None:
+def _write(out: Path, page: str, *, overwrite: bool) -> None:
     """At once or not at all."""
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         unfinished.write_bytes(page.encode("utf-8", "replace"))
-        unfinished.replace(out)
+        publish_file(unfinished, out, overwrite=overwrite)
     finally:
         unfinished.unlink(missing_ok=True)
 
