@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import hypot
 from typing import Literal, get_args
 
 import numpy as np
@@ -51,7 +52,8 @@ def choose_area(grid: GeoBox, on: AreaOn) -> Literal["map", "ellipsoid"]:
 def _distortion(grid: GeoBox, flat: float) -> float:
     """By how much the map's areas are off at the worst of a few places, as a share of the ellipsoid's; 0.5: half."""
     rows, cols = (np.linspace(0, length - 1, 5) for length in grid.shape)
-    return float(np.abs(flat / _Ellipsoid(grid).pixel_areas(rows, cols) - 1).max())
+    with np.errstate(divide="ignore"):  # of places that are nowhere on Earth
+        return float(np.abs(flat / _Ellipsoid(grid).pixel_areas(rows, cols) - 1).max())
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,14 @@ class PixelAreas:
         row_nodes, col_nodes = _nodes(rows), _nodes(cols)
         return _hats(rows, row_nodes) @ ellipsoid.pixel_areas(row_nodes, col_nodes) @ _hats(cols, col_nodes).T
 
+    def sides(self, row: int, col: int) -> tuple[float, float]:
+        """Metres across and down a pixel; infinite or no number where it is nowhere on Earth."""
+        if self.on == "ellipsoid":
+            return _Ellipsoid(self.grid).sides(row, col)
+        a, b, _, d, e, _ = tuple(self.grid.transform)[:6]
+        metres = float(self.grid.crs.proj.axis_info[0].unit_conversion_factor)  # type: ignore[union-attr]
+        return hypot(a, d) * metres, hypot(b, e) * metres
+
 
 class _Ellipsoid:
     """Pixels of a grid, laid on its CRS's own ellipsoid."""
@@ -90,14 +100,14 @@ class _Ellipsoid:
         crs: CRS = grid.crs.proj  # type: ignore[union-attr]
         flat = crs.sub_crs_list[0] if crs.is_compound else crs.to_2d()
         degrees = flat.geodetic_crs
-        geod: Geod = flat.get_geod()  # type: ignore[assignment]
+        self._geod: Geod = flat.get_geod()  # type: ignore[assignment]
         self.is_alike_along_rows = bool(flat.is_geographic) and grid.axis_aligned
         self._grid = grid
         self._radians = float(degrees.axis_info[0].unit_conversion_factor)  # type: ignore[union-attr]
         self._to_degrees = None if flat.is_geographic else Transformer.from_crs(flat, degrees, always_xy=True)
         # Lambert's cylindrical map keeps areas, and the cell between two meridians and two parallels a rectangle.
-        self._equal_area = Proj(proj="cea", a=geod.a, b=geod.b)
-        self._metres_per_radian = geod.a
+        self._equal_area = Proj(proj="cea", a=self._geod.a, b=self._geod.b)
+        self._metres_per_radian = self._geod.a
 
     def pixel_areas(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         """Square metres of the pixels in some rows and columns: (row, column); 0 for one that is nowhere on Earth."""
@@ -109,15 +119,27 @@ class _Ellipsoid:
             twice = (x[2] - x[0]) * (y[3] - y[1]) - (x[3] - x[1]) * (y[2] - y[0])
         return np.nan_to_num(np.abs(twice) / 2, nan=0.0, posinf=0.0)
 
+    def sides(self, row: int, col: int) -> tuple[float, float]:
+        """Metres across and down a pixel, through its middle."""
+        cols, rows = np.array([0, 1, 0.5, 0.5]), np.array([0.5, 0.5, 0, 1])
+        lon, lat = np.degrees(self._locate(col + cols, row + rows))
+        across, down = self._geod.inv(lon[::2], lat[::2], lon[1::2], lat[1::2])[2]
+        return float(across), float(down)
+
     def _project(self, col: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Metres on the equal-area map."""
+        lon, lat = self._locate(col, row)
+        _, y = self._equal_area(np.zeros_like(lat), np.degrees(lat))
+        return lon * self._metres_per_radian, np.asarray(y)
+
+    def _locate(self, col: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Longitude and latitude in radians."""
         a, b, c, d, e, f = tuple(self._grid.transform)[:6]
         lon, lat = a * col + b * row + c, d * col + e * row + f
         if self._to_degrees is not None:
             lon, lat = self._to_degrees.transform(lon, lat)
-        lat = np.clip(lat * self._radians, -np.pi / 2, np.pi / 2)  # of global grids half a pixel may lie beyond
-        _, y = self._equal_area(np.zeros_like(lat), np.degrees(lat))
-        return lon * self._radians * self._metres_per_radian, np.asarray(y)
+        # Of global grids half a pixel may lie beyond a pole.
+        return lon * self._radians, np.clip(lat * self._radians, -np.pi / 2, np.pi / 2)
 
 
 def _nodes(places: np.ndarray) -> np.ndarray:

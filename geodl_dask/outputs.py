@@ -186,6 +186,13 @@ def publish(finished: Path, out: Path, *, overwrite: bool) -> Path:
     return place
 
 
+def publish_file(finished: Path, out: Path, *, overwrite: bool) -> None:
+    """As `publish`; raises OutputExistsError, which names the place, where that is not ``out``."""
+    place = publish(finished, out, overwrite=overwrite)
+    if place != out:
+        raise OutputExistsError(f"{out} has come there meanwhile, and stays as it is. What was made is {place}.")
+
+
 def _take_free_name(finished: Path, place: Path) -> bool:
     """Rename, unless something stands there: then False."""
     if not os.path.lexists(place):

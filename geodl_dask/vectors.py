@@ -16,6 +16,7 @@ import xarray as xr
 from .areas import SQUARE_METRES_PER_HECTARE, AreaOn, PixelAreas, choose_area
 from .classes import ClassTable
 from .errors import MissingDependencyError, OutputError, OutputExistsError, RasterInputError
+from .outputs import publish_file
 from .pieces import Connectivity, PieceRequest, Pieces, find_pieces
 from .results import ResultLike, grid_of_result, opened
 from .survey import ask_blocks
@@ -62,7 +63,7 @@ def change_polygons(
     outlines = shapely.transform(_geometries(pieces), partial(_on_map, tuple(grid.transform)[:6]))
     polygons = geopandas.GeoDataFrame(columns, geometry=outlines, crs=grid.crs and grid.crs.to_wkt())
     if place is not None:
-        _write(polygons, place)
+        _write(polygons, place, overwrite=overwrite)
     return polygons
 
 
@@ -231,12 +232,13 @@ def _check_output(out: Path, *, overwrite: bool) -> Path:
     _load("pyarrow" if out.suffix.lower() == ".parquet" else "pyogrio")
     if not out.parent.is_dir():
         raise OutputError(f"The folder {out.parent.absolute()} of the output does not exist; make it first.")
-    if out.exists() and not overwrite:
-        raise OutputExistsError(f"{out} exists. Choose another name, or say overwrite=True.")
+    if os.path.lexists(out) and (not overwrite or out.is_dir()):
+        kind = " and is a folder" if out.is_dir() else ""
+        raise OutputExistsError(f"{out} exists{kind}. Choose another name, or say overwrite=True.")
     return out
 
 
-def _write(polygons: geopandas.GeoDataFrame, out: Path) -> None:
+def _write(polygons: geopandas.GeoDataFrame, out: Path, *, overwrite: bool) -> None:
     """Give it its name when it is whole."""
     unfinished = out.with_name(f"{out.stem}.{os.getpid()}.partial{out.suffix}")
     try:
@@ -244,6 +246,6 @@ def _write(polygons: geopandas.GeoDataFrame, out: Path) -> None:
             polygons.to_file(unfinished, driver="GPKG", engine="pyogrio", layer=out.stem)
         else:
             polygons.to_parquet(unfinished)
-        unfinished.replace(out)
+        publish_file(unfinished, out, overwrite=overwrite)
     finally:
         unfinished.unlink(missing_ok=True)

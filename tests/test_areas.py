@@ -55,6 +55,21 @@ def test_pixels_on_the_ellipsoid_add_up_to_the_area_of_their_outline(crs, transf
     assert total(PixelAreas(grid, "ellipsoid").of(WHOLE)) == pytest.approx(outline_area(grid), rel=1e-5)
 
 
+@pytest.mark.parametrize("on", ["auto", "ellipsoid"])
+@pytest.mark.parametrize("crs", PLACES)
+def test_sides_of_a_pixel_enclose_its_area(crs, on):
+    grid = GeoBox(SHAPE_YX, PLACES[crs], crs)
+    areas = PixelAreas(grid, choose_area(grid, on))
+    across, down = areas.sides(20, 70)
+    assert across * down == pytest.approx(areas.of(Window(20, 70, 1, 1)).item(), rel=1e-3)
+
+
+def test_sides_of_a_turned_pixel_are_those_of_its_square():
+    grid = GeoBox(SHAPE_YX, PLACES["EPSG:32633"] @ Affine.rotation(30), "EPSG:32633")
+    assert PixelAreas(grid, "map").sides(0, 0) == pytest.approx((50, 50))
+    assert PixelAreas(grid, "ellipsoid").sides(0, 0) == pytest.approx((50, 50), rel=1e-3)
+
+
 def test_globe_in_degrees_has_the_area_of_the_earth():
     grid = GeoBox((181, 360), Affine(1, 0, 0, 0, -1, 90.5), "EPSG:4326")  # half a pixel beyond each pole
     areas = np.broadcast_to(PixelAreas(grid, "ellipsoid").of(Window(0, 0, 181, 360)), (181, 360))

@@ -18,6 +18,7 @@ import rasterio
 import rasterio.shutil
 from click.testing import CliRunner
 from conftest import write_raster
+from odc.geo.geobox import GeoBox
 from pyproj import Geod
 from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
@@ -26,12 +27,14 @@ from reports import TABLE, TRANSFORM, change_of, photograph, write_pair, write_r
 from shapely.geometry import box
 
 import geodl_dask as gd
+from geodl_dask import html_report
 from geodl_dask.classes import ClassTable, ModelClass
 from geodl_dask.cli import cli
-from geodl_dask.errors import OutputError, OutputExistsError, RasterInputError, RasterNotFoundError
+from geodl_dask.errors import OutputError, OutputExistsError, RasterInputError, RasterNotFoundError, RequestError
 from geodl_dask.html_report import areas as areas_module
-from geodl_dask.html_report import page, sources, views
+from geodl_dask.html_report import facts, page, sources, views
 from geodl_dask.html_report.areas import largest_areas
+from geodl_dask.html_report.facts import area_text
 from geodl_dask.html_report.images import Stretch, halved, pyramid_tiles
 from geodl_dask.html_report.sources import open_result
 from geodl_dask.manifest import FailedBlock, Manifest
@@ -103,6 +106,16 @@ def test_report_lies_beside_the_result_unless_said(pair, tmp_path):
     with pytest.raises(OutputExistsError, match="overwrite"):
         gd.write_report(pair, tmp_path / "r.html")
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
+
+
+def test_file_that_comes_to_the_place_meanwhile_stays(pair, tmp_path, monkeypatch):
+    out, study = tmp_path / "r.html", html_report.study_result
+    monkeypatch.setattr(html_report, "study_result", lambda *given: (out.write_text("theirs"), study(*given))[1])
+    with pytest.raises(OutputExistsError, match=r"r\.html has come there .* is .*r\.2\.html"):
+        gd.write_report(pair, out)
+    assert out.read_text() == "theirs" and "Woods cleared" in (tmp_path / "r.2.html").read_text(encoding="utf-8")
+    assert "Woods cleared" in gd.write_report(pair, out, overwrite=True).read_text(encoding="utf-8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.2.html", "r.html"]
 
 
 def test_nothing_is_fetched_and_nothing_else_may_run(page_of_pair):
@@ -261,11 +274,32 @@ def test_virtual_raster_of_the_record_is_not_opened_unasked(tmp_path, name):
         rasterio.shutil.copy(warped, tmp_path / name, driver="VRT")
     result = write_result(tmp_path / "change.tif", change_of(), from_raster=name)
     assert "It is no file on this disk that holds its own pixels" in report_of(result).warned()
-    asked = report_of(result, from_raster=tmp_path / name)
     if name == "before.vrt":
+        asked = report_of(result, from_raster=tmp_path / name)
         assert not asked.warned() and len(asked.data["photos"]) == 1
     else:  # asked for or not, it is not what it is called
-        assert "under the name of a picture" in asked.warned()
+        with pytest.raises(RasterInputError, match="under the name of a picture"):
+            report_of(result, from_raster=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("named", "error"),
+    [
+        ({"from_raster": "typo.tif"}, RasterNotFoundError),
+        ({"from_raster": ""}, RasterNotFoundError),
+        ({"from_bands": (0,)}, RequestError),
+        ({"from_bands": (9,)}, RequestError),
+        ({"from_bands": ("nir",)}, RequestError),
+        ({"to_bands": (1,)}, RasterNotFoundError),
+    ],
+)
+def test_image_that_the_user_named_must_be_there_and_one_of_the_record_need_not(tmp_path, named, error):
+    result = write_pair(tmp_path, tmp_path / "change.tif")
+    (tmp_path / "after.tif").unlink()
+    with pytest.raises(error, match=next(iter(named)).replace("bands", "raster")):
+        gd.write_report(result, tmp_path / "r.html", **named)
+    assert not (tmp_path / "r.html").exists()
+    assert "After: " in report_of(result).warned()
 
 
 @pytest.mark.parametrize(
@@ -355,10 +389,21 @@ def test_no_change_and_no_observation_are_said(tmp_path):
     assert "No change was found." in blind.text and "0.0% of the raster" in blind.text
 
 
-@pytest.mark.parametrize("shape_yx", [(1, 1), (1, 900), (700, 3)])
+@pytest.mark.parametrize("shape_yx", [(1, 1), (1, 900), (700, 3), (1, 20_001), (9001, 3)])
 def test_thin_rasters_have_a_report(tmp_path, shape_yx):
     shown = report_of(write_pair(tmp_path, tmp_path / "change.tif", np.ones(shape_yx, np.uint8)))
     assert shown.data["areas"][0]["window"] == [0, 0, *shape_yx]
+    (size,) = re.findall(r'class="much">([^<]*)', shown.source)
+    assert size == area_text(0.25 * np.prod(shape_yx) / 10_000, 0)
+
+
+def test_area_at_the_border_of_a_coarse_overview_is_no_larger_than_it_is(monkeypatch, tmp_path):
+    monkeypatch.setattr(views, "OVERVIEW_PX", 300)
+    change = np.zeros((901, 1101), np.uint8)
+    change[880:, 1000:], change[200:300, 200:300] = 4, 4
+    shown = report_of(write_result(tmp_path / "change.zarr", change))
+    assert [area["window"] for area in shown.data["areas"]] == [[200, 200, 100, 100], [880, 1000, 21, 101]]
+    assert re.findall(r'class="much">([^<]*)', shown.source) == ["0.25 ha", area_text(0.25 * 21 * 101 / 10_000, 0)]
 
 
 def test_degrees_have_a_scale_and_areas_on_the_ellipsoid(tmp_path):
@@ -373,6 +418,17 @@ def test_degrees_have_a_scale_and_areas_on_the_ellipsoid(tmp_path):
     table = gd.change_table(result)
     assert table["hectares"].sum() == pytest.approx(square_metres / 10_000, rel=1e-3)
     assert all(f"{hectares:,.2f} ha" in shown.text for hectares in table["hectares"])
+
+
+def test_scale_is_that_of_the_ground_where_the_map_enlarges(tmp_path):
+    at_60_north = from_origin(1_000_000, 8_399_738 + 1200, 10, 10)
+    result = write_result(tmp_path / "change.tif", change_of(), crs="EPSG:3857", transform=at_60_north)
+    assert report_of(result).data["metres"] == pytest.approx([5.0126, 5.0042], abs=1e-4)
+
+
+def test_pixel_that_is_nowhere_or_around_the_globe_has_no_scale():
+    assert facts.metres_per_pixel(GeoBox((1, 1), from_origin(-180, 45, 360, 90), "EPSG:4326")) is None
+    assert facts.metres_per_pixel(GeoBox((9, 9), from_origin(3e7, 3e7, 1000, 1000), "ESRI:54030")) is None
 
 
 def test_classes_of_one_raster_are_all_shown(tmp_path):
@@ -487,6 +543,12 @@ def test_what_is_no_result_is_refused(tmp_path, make, error, says):
     with pytest.raises(error, match=says):
         gd.write_report(make(tmp_path), tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("name", [".", "/", ""])
+def test_folder_is_no_result_even_where_no_place_is_said(name):
+    with pytest.raises(RasterInputError, match="does not end in"):
+        gd.write_report(name)
 
 
 def test_place_of_a_report_is_checked(pair, tmp_path):

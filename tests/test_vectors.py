@@ -218,6 +218,25 @@ def test_output_is_checked_before_anything_is_computed(tmp_path):
     assert (tmp_path / "there.gpkg").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".gpkg"])
+def test_file_that_comes_to_the_place_meanwhile_stays(tmp_path, suffix):
+    out, lazy = tmp_path / f"areas{suffix}", raster(RING)
+    lazy.data = lazy.data.map_blocks(lambda block: (out.write_bytes(b"theirs"), block)[1], meta=lazy.data._meta)
+    with pytest.raises(OutputExistsError, match=r"has come there .* is .*areas\.2\."):
+        change_polygons(lazy, out)
+    beside = out.with_stem("areas.2")
+    read = geopandas.read_parquet(beside) if suffix == ".parquet" else geopandas.read_file(beside)
+    assert (out.read_bytes(), len(read)) == (b"theirs", 1)
+    assert len(change_polygons(lazy, out, overwrite=True)) == 1
+    assert sorted(each.name for each in tmp_path.iterdir()) == [beside.name, out.name]
+
+
+def test_folder_is_never_replaced(tmp_path):
+    (tmp_path / "areas.gpkg").mkdir()
+    with pytest.raises(OutputExistsError, match="is a folder"):
+        change_polygons(raster(RING), tmp_path / "areas.gpkg", overwrite=True)
+
+
 def test_overwriting_replaces_what_was_there(tmp_path):
     change_polygons(raster(np.zeros((5, 5), np.uint8)), tmp_path / "areas.gpkg")
     change_polygons(raster(RING), tmp_path / "areas.gpkg", overwrite=True)

@@ -75,7 +75,7 @@ class Study:
 
     def size(self, area: Area) -> str:
         """One of the largest areas, in words; its pixels are taken to be as large as the one in its middle."""
-        window = Window(*_window_of(area, self.overview))
+        window = _window_of(area, self.overview)
         ground = ground_of(self.result.grid)
         pixels = area.pixels * self.overview.factor**2
         if ground is None:
@@ -93,7 +93,7 @@ def study_result(result: Result, photos: list[Photo]) -> Study:
     unchanged = {index for index, value in enumerate(table.values, 1) if value in same}
     layers = layers_of_classes(table, pixels, unchanged)
     tiled = [photo_tiles(photo, overview) for photo in photos]
-    largest = largest_areas(overview.classes, unchanged, LARGEST_AREAS)
+    largest = largest_areas(overview.classes, unchanged, LARGEST_AREAS, _reach(result, overview))
     closes = [(area, close_view(area, result, overview, table, layers, tiled)) for area in largest]
     areas = class_areas(_without_pixels(result, table), pixels, square_metres)
     return Study(result, table, overview, layers, tiled, closes, areas)
@@ -137,7 +137,7 @@ def _map_data(study: Study) -> dict[str, Any]:
             {"window": as_list(close.window), "photos": close.photos, "layers": close.layers} for close in study.details
         ],
         "areas": [
-            {"window": _window_of(area, study.overview), "text": study.table.names[area.index - 1]}
+            {"window": as_list(_window_of(area, study.overview)), "text": study.table.names[area.index - 1]}
             for area, _ in study.closes
         ],
         "failed": [[each.row_off, each.col_off, each.height, each.width] for each in failed],
@@ -164,8 +164,16 @@ def _overlap(one: Close, other: Close) -> bool:
     )
 
 
-def _window_of(area: Area, overview: Overview) -> list[int]:
-    return [overview.factor * each for each in as_list(area.window)]
+def _reach(result: Result, overview: Overview) -> tuple[float, float]:
+    """How many columns and rows of the overview the result fills."""
+    rows, cols = result.grid.shape.yx
+    return cols / overview.factor, rows / overview.factor
+
+
+def _window_of(area: Area, overview: Overview) -> Window:
+    """The window of the result around an area."""
+    left, top, right, bottom = (round(overview.factor * each) for each in area.outline.bounds)
+    return Window(top, left, bottom - top, right - left)
 
 
 def _listed_area(study: Study, area: Area, close: Close) -> dict[str, Any]:

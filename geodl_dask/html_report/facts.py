@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf
 from pathlib import PurePath
 from typing import Any
 
 from odc.geo.geobox import GeoBox
-from pyproj import Geod
 
 from ..areas import SQUARE_METRES_PER_HECTARE
 from ..manifest import FailedBlock, Manifest
 from ..report import ClassArea
-from .sources import Photo, Result, listed, parsed
+from .sources import Photo, Result, ground_of, listed, parsed
 
 NAMED = 5
 """Failed blocks whose cause is said."""
@@ -72,17 +72,12 @@ def short_name(place: str) -> str:
 
 
 def metres_per_pixel(grid: GeoBox) -> tuple[float, float] | None:
-    """Width and height of the pixel in the middle, for the scale bar; None where that is not known."""
-    if grid.crs is None or not (grid.crs.projected or grid.crs.geographic):
+    """Width and height of the pixel in the middle, for the scale bar, measured where its area is; None if unknown."""
+    ground = ground_of(grid)
+    if ground is None:
         return None
-    if grid.crs.projected:
-        metres = float(grid.crs.proj.axis_info[0].unit_conversion_factor)
-        return abs(grid.resolution.x) * metres, abs(grid.resolution.y) * metres
-    (lon, lat), geod = grid.pix2wld(grid.shape.x / 2, grid.shape.y / 2), grid.crs.proj.get_geod() or Geod(ellps="WGS84")
-    lat = max(-89.0, min(lat, 89.0))
-    across = geod.inv(lon, lat, lon + abs(grid.resolution.x), lat)[2]
-    down = geod.inv(lon, lat, lon, lat + abs(grid.resolution.y))[2]
-    return across, down
+    across, down = ground.sides(grid.shape.y // 2, grid.shape.x // 2)
+    return (across, down) if 0 < across < inf and 0 < down < inf else None
 
 
 def crs_name(grid: GeoBox) -> str:

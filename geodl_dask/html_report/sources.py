@@ -16,7 +16,7 @@ from odc.geo.geobox import GeoBox
 from ..areas import PixelAreas, add_up, choose_area
 from ..classes import ClassTable
 from ..confidence import CONFIDENCE
-from ..errors import GeodlError, RasterInputError
+from ..errors import GeodlError, RasterInputError, RasterNotFoundError
 from ..manifest import Manifest
 from ..outputs import manifest_of, was_edited
 from ..rasters import Bands, open_raster
@@ -158,13 +158,18 @@ class Photo:
 def find_photo(result: Result, role: str, given: str | os.PathLike[str] | None, bands: Bands) -> Photo | None:
     """An image by what the user says, else by the record; None where neither names one.
 
+    Raises RasterNotFoundError or another RequestError where the user has named it, or its bands, and it cannot be
+    opened; what the record alone names is then without a raster.
     Of what the record names only what lies on this disk and holds its own pixels is opened: the record may be
     anybody's, and must not make this machine call others.
     """
     recorded = str(result.attrs.get(role, ""))
     name = recorded if given is None else os.fspath(given)
+    is_asked_for = given is not None or bands is not None
     place = _place_of(recorded, Path(result.path)) if given is None else name
     if not name or place is None:
+        if is_asked_for:
+            raise RasterNotFoundError(f"{role} {name!r} cannot be opened. {_absence(role)}")
         return Photo(role, name, None, _absence(role)) if name else None
     try:
         opened = cast("WindowedRaster", open_raster(place, role, bands))
@@ -172,6 +177,8 @@ def find_photo(result: Result, role: str, given: str | os.PathLike[str] | None, 
         colors = _colors_of(opened.band_names) if bands is None else None
         shown = opened if colors is None else cast("WindowedRaster", open_raster(place, role, colors))
     except GeodlError as error:
+        if is_asked_for:
+            raise
         return Photo(role, name, None, f"It cannot be opened: {error}")
     return Photo(role, name, shown, trouble)
 
