@@ -46,6 +46,14 @@ def is_memory_shortage(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _SHORTAGES)
 
 
+def say_shortage(source: str, shapes: str, cause: str) -> str:
+    """That there was not memory enough for arrays of such shapes, and what takes less."""
+    return (
+        f"There is not memory enough for {source} and {shapes}: {cause.removesuffix('.')}. Smaller tiles take less "
+        '(--tile-size), and so do fewer at once (--arguments "batch_size 1").'
+    )
+
+
 def bytes_in_use() -> int:
     """Memory that this process has taken and not freed, without what the C library keeps; else all that it occupies."""
     if not (_is_glibc() and hasattr(ctypes.CDLL(None), "mallinfo2")):  # glibc 2.33

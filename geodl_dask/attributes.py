@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
-from .classes import TABLE_ATTRS, ClassTable
+from .classes import ClassTable
 from .confidence import layers_of
-from .errors import ModelDefinitionError, OutputError
+from .errors import OutputError, RasterInputError
 
 
 def plain_layers(change: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, xr.DataArray | None]:
@@ -25,8 +25,8 @@ def plain_layers(change: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, xr.Da
     classes = _with_plain_attrs(classes)
     try:
         ClassTable.from_attrs(classes.attrs)
-    except (ModelDefinitionError, ValueError, AttributeError) as error:
-        raise OutputError(f"The raster's class table ({', '.join(TABLE_ATTRS)}) cannot be used: {error}") from error
+    except RasterInputError as error:
+        raise OutputError(str(error)) from error
     nodata = classes.attrs.get("_FillValue", 0)
     if isinstance(nodata, bool) or not isinstance(nodata, int):
         raise OutputError(f"The raster's _FillValue is {nodata!r}; a whole number is needed.")

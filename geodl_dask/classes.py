@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ModelDefinitionError
+from .errors import ModelDefinitionError, RasterInputError
 
 UNLISTED = (128, 128, 128)
 """Colour of values that a model's own function gives and its definition does not list."""
 
 TABLE_ATTRS = ("flag_values", "flag_meanings", "flag_colors", "class_names")
 """Names of the attributes in which a class table travels."""
+
+_NO_TABLE = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What attributes raise that hold something else."""
 
 
 @dataclass(frozen=True)
@@ -122,20 +125,32 @@ class ClassTable:
         """The table that ``to_attrs`` wrote; None where the attributes hold none.
 
         attrs : as they were, or as Zarr, netCDF or a GeoTIFF's tags, where a list is JSON text, give them back.
+        Raises RasterInputError for attributes that make no table.
         """
         if not {"flag_values", "flag_colors", "class_names"} <= attrs.keys():
             return None
-        colors = (bytes.fromhex(code.lstrip("#")) for code in attrs["flag_colors"].split())
-        values, names = (_as_list(attrs[key]) for key in ("flag_values", "class_names"))
-        return cls(
-            tuple(
-                ModelClass(int(value), str(name), (color[0], color[1], color[2]))
-                for value, name, color in zip(values, names, colors, strict=True)
-            )
-        )
+        try:
+            colors = [_color_of(code) for code in attrs["flag_colors"].split()]
+            values, names = (_as_list(attrs[key]) for key in ("flag_values", "class_names"))
+            listed = zip(values, names, colors, strict=True)
+            return cls(tuple(ModelClass(int(value), str(name), color) for value, name, color in listed))
+        except _NO_TABLE as error:
+            raise RasterInputError(
+                f"flag_values, flag_colors and class_names of the raster make no class table: {str(error)[:200]}. As "
+                "many whole numbers, colours such as #00ff00 and names are needed, as geodl-dask writes them: make the "
+                "result again, or mend its attributes (of a GeoTIFF: its tags)."
+            ) from error
 
     def _pairs(self) -> Iterable[tuple[int, str]]:
         return zip(self.values, self.names, strict=True)
+
+
+def _color_of(code: str) -> tuple[int, int, int]:
+    """Red, green, blue of ``#rrggbb``. Raises ValueError."""
+    parts = bytes.fromhex(code.lstrip("#"))
+    if len(parts) != 3:
+        raise ValueError(f"{code!r} is no colour")
+    return parts[0], parts[1], parts[2]
 
 
 def _as_list(given: Any) -> list[Any]:

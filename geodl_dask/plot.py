@@ -21,7 +21,7 @@ LONGEST_SIDE_PX = 2048
 STRETCH_PERCENT = (2, 98)
 MOST_COLORS, MOST_EXACT_COLORS = 256, 64
 PAPER, INK, EDGE, BLANK = "#FFFFFF", "#22282D", "#00000055", (255, 255, 255)
-LEGEND_COLUMNS, LEGEND_CHARACTERS, ENTRY_CHARACTERS = 5, 135, 7
+LEGEND_COLUMNS, LEGEND_CHARACTERS, ENTRY_CHARACTERS, NAME_CHARACTERS = 5, 135, 7, 60
 LEGEND_STYLE = {
     "loc": "lower center",
     "frameon": False,
@@ -60,9 +60,22 @@ def plot_change(change: ResultLike, ax: Any = None, *, legend: bool = True, long
     if legend:
         named = [each for each in classes if len(classes) <= MOST_LISTED or each.value in seen]
         patch = _load_matplotlib().Patch
-        patches = [patch(label=each.name, fc=np.divide(each.color, 255), ec=EDGE) for each in named]
-        ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
+        patches = [patch(label=_shortened(each.name), fc=np.divide(each.color, 255), ec=EDGE) for each in named]
+        style = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0, "frameon": False}
+        _take_literally(ax.legend(handles=patches, **style))
     return ax
+
+
+def _shortened(name: str) -> str:
+    """A class name on one line that leaves room for the picture beside it."""
+    line = " ".join(name.split())
+    return line if len(line) <= NAME_CHARACTERS else line[: NAME_CHARACTERS - 1] + "…"
+
+
+def _take_literally(legend: Any) -> None:
+    """Draw the dollar signs of names, between which matplotlib would typeset mathematics."""
+    for each in legend.get_texts():
+        each.set_parse_math(False)
 
 
 def _show_indices(values: Array, listed: Sequence[int]) -> Any:
@@ -142,7 +155,7 @@ def save_change_picture(
         "Change": _show_classes(_thin(change), class_colors, class_values),
     }
     shares = [float(np.mean(change == value)) for value in class_values]
-    labels = [f"{name}  {share:.1%}" for name, share in zip(class_names, shares, strict=True)]
+    labels = [f"{_shortened(name)}  {share:.1%}" for name, share in zip(class_names, shares, strict=True)]
     columns = _count_columns(labels)
     legend_in = LEGEND_IN + ROW_IN * ((len(labels) - 1) // columns)
     (width, height), panel = _measure_figure(change.shape, legend_in)
@@ -155,7 +168,7 @@ def save_change_picture(
         plt.Patch(label=label, fc=np.divide(color, 255), ec=EDGE)
         for label, color in zip(labels, class_colors, strict=True)
     ]
-    figure.legend(handles=patches, ncols=columns, **LEGEND_STYLE)
+    _take_literally(figure.legend(handles=patches, ncols=columns, **LEGEND_STYLE))
     canvas = plt.FigureCanvasAgg(figure)
     canvas.draw()
     rgb = np.asarray(canvas.buffer_rgba())[..., :3]

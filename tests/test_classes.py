@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geodl_dask.classes import ClassTable, ModelClass
-from geodl_dask.errors import ModelDefinitionError
+from geodl_dask.errors import ModelDefinitionError, RasterInputError
 
 
 def table(*values: int, name: str = "class") -> ClassTable:
@@ -107,3 +107,26 @@ def test_incomplete_attributes_hold_no_table(missing):
     attrs = table(0, 7).to_attrs()
     del attrs[missing]
     assert ClassTable.from_attrs(attrs) is None
+
+
+NO_TABLES = [
+    ("flag_colors", "#00 #ff #aa", "'#00' is no colour"),
+    ("flag_colors", "#00ff00ff #00ff00ff", "'#00ff00ff' is no colour"),
+    ("flag_colors", "zz zz", "non-hexadecimal"),
+    ("flag_colors", 5, "split"),
+    ("flag_colors", "", "shorter"),
+    ("flag_values", ["x", "y"], "'x'"),
+    ("flag_values", [None, 1], "NoneType"),
+    ("flag_values", "[Infinity, 1]", "infinity"),
+    ("flag_values", [3, 3], "3 stands twice"),
+    ("flag_values", [-1, 3], "has Value -1"),
+    ("class_names", ["a"], "longer|shorter"),
+    ("class_names", "x" * 50_000, "longer|shorter"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "reason"), NO_TABLES, ids=lambda each: str(each)[:20])
+def test_attributes_that_make_no_table_are_refused_in_short(key, value, reason):
+    with pytest.raises(RasterInputError, match=f"make no class table: .*({reason})") as refusal:
+        ClassTable.from_attrs({**table(0, 7).to_attrs(), key: value})
+    assert len(str(refusal.value)) < 600

@@ -170,6 +170,10 @@ def test_definition_with_our_function_and_weights_that_are_no_network_is_run_by_
         ({"minimum": 3}, ModelDefinitionError, "both of the pair"),
         ({"mean": 1, "minimum": 0, "maximum": 1}, ModelDefinitionError, "one pair of them"),
         ({"pixel_type": "byte8"}, RequestError, "pixel_type is 'byte8'"),
+        *(
+            ({"pixel_type": name}, RequestError, r"pixel_type is '.*'; a type of numpy, such as uint8")
+            for name in ("S3", "object", "datetime64[s]", "complex64", "bool", "(2,)u1", "(2,", "(9999999999999999,)u1")
+        ),
         ({"definition": {"Pading": 4}}, ModelDefinitionError, "Did you mean Padding"),
         ({"definition": {"GeodlDask": {"means": [1]}}}, ModelDefinitionError, "unknown key 'means'"),
         ({"definition": {"Classes": {1, 2}}}, ModelDefinitionError, "what JSON has no word for"),

@@ -162,6 +162,19 @@ def test_legend_covers_no_panel_and_stays_in_the_picture(save, figures, classes,
     assert max(axes.get_tightbbox().y1 for axes in figure.axes) <= height
 
 
+@pytest.mark.parametrize("name", [r"$\foo$", "lost $5 to $10"])
+def test_dollar_signs_of_a_name_are_drawn_as_they_are(save, figures, name):
+    save(names=[name, "$", "New road"])
+    text = legend_of(figures[-1]).get_texts()[0]
+    assert (text.get_text(), text.get_parse_math()) == (f"{name}  100.0%", False)
+
+
+def test_long_name_is_shortened_and_keeps_its_share(save, figures):
+    save(names=["x" * 300, "a\nb", "New road"])
+    texts = [each.get_text() for each in legend_of(figures[-1]).get_texts()]
+    assert texts == ["x" * 59 + "…  100.0%", "a b  0.0%", "New road  0.0%"]
+
+
 @pytest.mark.parametrize("classes", [65, 300])
 def test_any_number_of_classes_is_drawn(save, classes):
     colors = [(value % 256, 255 - value % 256, 90) for value in range(classes)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -87,6 +89,22 @@ def test_legend_names_all_classes_in_their_colours(quarters):
     faces = [np.round(np.multiply(each.get_facecolor()[:3], 255)).astype(int).tolist() for each in legend.get_patches()]
     assert faces == [list(color) for color in COLORS.values()]
     assert gd.plot_change(raster(quarters), legend=False).get_legend() is None
+
+
+@pytest.mark.parametrize("name", [r"$\foo$", "lost $5 to $10", "$"])
+def test_dollar_signs_of_a_name_are_drawn_as_they_are(quarters, name):
+    ax = gd.plot_change(raster(quarters, table=ClassTable((ModelClass(0, name, (9, 9, 9)),))))
+    ax.figure.canvas.draw()
+    text = ax.get_legend().get_texts()[0]
+    assert (text.get_text(), text.get_parse_math()) == (name, False)
+
+
+def test_long_name_is_shortened_and_leaves_room_for_the_map(quarters):
+    ax = gd.plot_change(raster(quarters, table=ClassTable((ModelClass(0, "x" * 300 + "\n" * 300, (9, 9, 9)),))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the layout says so where it collapses
+        ax.figure.canvas.draw()
+    assert ax.get_legend().get_texts()[0].get_text() == "x" * 59 + "…"
 
 
 def test_of_many_classes_those_that_are_seen_are_named(quarters):

@@ -201,14 +201,23 @@ def _load(definition: ModelDefinition, rasters: Literal[1, 2], pixel_type: str) 
             f"ExtractBands lists {len(bands)} bands of two rasters, which cannot have as many each. Say how many each "
             "has (--bands, bands=), or that there is one raster (--rasters 1, rasters=1)."
         )
-    try:
-        name = np.dtype(pixel_type).name
-    except TypeError as error:
-        raise RequestError(f"pixel_type is {pixel_type!r}; a type of numpy, such as uint8, is needed.") from error
+    name = _type_name(pixel_type)
     count = -(-(max(bands) + 1) // rasters)
     spec = RunnerSpec(definition, choose_kind(definition), count, name, raster_count=rasters)
     runner = load_runner(spec)
     return random_batch(spec, runner.tile, runner.batch_size), runner
+
+
+def _type_name(pixel_type: str) -> str:
+    """The name of a type of pixels as numpy has it. Raises RequestError for one that no raster of numbers has."""
+    refusal = RequestError(f"pixel_type is {pixel_type!r}; a type of numpy, such as uint8 or float32, is needed.")
+    try:
+        given = np.dtype(pixel_type)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise refusal from error
+    if given.kind not in "uif":
+        raise refusal
+    return given.name
 
 
 def _try_out(

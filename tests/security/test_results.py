@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import rasterio
 from click.testing import CliRunner
-from conftest import CLASSES, write_raster
+from conftest import CLASSES
 from servers import serving
 
 import geodl_dask as gd
@@ -107,11 +106,52 @@ def test_record_of_a_stranger_is_no_record(attack, result, record):
     assert done.exit_code in (1, 2) and "Error:" in done.output
 
 
+def tagged(result, **tags):
+    """The result, of whose tags a stranger has replaced some."""
+    with rasterio.open(result, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dataset:
+        dataset.update_tags(**tags)
+    return result
+
+
+LIBRARY = (gd.change_table, gd.plot_change, gd.describe_change, gd.change_polygons)
+DEEP_OR_LONG = ["[" * 50_000, '{"a":' * 50_000, "x" * 50_000]
+
+
 @pytest.mark.attack("tags of a result", "class tables of great length and depth")
-@pytest.mark.parametrize("value", ["[" * 50_000, '{"a":' * 50_000, "x" * 50_000])
-@pytest.mark.parametrize("tag", ["flag_values", "flag_meanings", "rasters", "padding", "class_names"])
-def test_tags_of_a_stranger_are_refused_or_read_as_text(attack, tmp_path, tag, value):
-    path = write_raster(tmp_path / "change.tif", np.zeros((1, 32, 32), np.uint8))
-    with rasterio.open(path, "r+") as dataset:
-        dataset.update_tags(**{tag: value})
-    attack.refused_by_command("change.tif", "report", str(path))
+@pytest.mark.parametrize("value", DEEP_OR_LONG, ids=lambda each: each[:5])
+@pytest.mark.parametrize("tag", ["flag_values", "class_names", "flag_colors"])
+def test_class_table_of_great_length_or_depth_is_refused(attack, result, tag, value):
+    tagged(result, **{tag: value})
+    attack.refused_by_command(r"make\s+no\s+class\s+table", "report", str(result))
+    for ask in LIBRARY:
+        with attack.refused("make no class table|cannot be opened as a result"):
+            ask(result)
+
+
+@pytest.mark.attack("tags of a result", "class tables of great length and depth")
+@pytest.mark.parametrize("value", DEEP_OR_LONG, ids=lambda each: each[:5])
+@pytest.mark.parametrize(
+    ("tag", "is_read"), [("flag_meanings", False), ("model_name", False), ("rasters", True), ("padding", True)]
+)
+def test_other_tags_of_a_stranger_leave_the_classes_as_they_are(attack, result, tag, is_read, value):
+    before = gd.change_table(result)
+    shown = report_of(tagged(result, **{tag: value}))
+    assert [each["Name"] for each in CLASSES if each["Name"] not in shown] == []
+    attack.harmless(shown.encode())
+    if is_read:
+        with attack.refused("cannot be opened as a result"):
+            gd.change_table(result)
+    else:
+        assert gd.change_table(result).equals(before)
+
+
+@pytest.mark.attack("tags of a result", "class tables of great length and depth")
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [("flag_colors", "#00 #ff #aa"), ("flag_colors", "zz"), ("flag_values", '["x"]'), ("class_names", '["a"]')],
+)
+@pytest.mark.parametrize("ask", LIBRARY, ids=lambda each: each.__name__)
+def test_class_table_that_is_none_is_refused(attack, result, ask, tag, value):
+    ask(result)
+    with attack.refused("make no class table: .* mend its attributes"):
+        ask(tagged(result, **{tag: value}))
