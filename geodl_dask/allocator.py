@@ -18,6 +18,9 @@ _KEPT_BYTES = (1 << 31) - 1
 
 _SHORTAGES = "allocate memory", "out of memory", "not enough memory", "bad_alloc", "alloc_failed"
 
+LESS_MEMORY = 'Smaller tiles take less (--tile-size), and so do fewer at once (--arguments "batch_size 1").'
+"""What to do where there is not memory enough for a network."""
+
 
 def keep_freed_memory() -> None:
     """From now on this process keeps up to 2 GiB that it has freed. Does nothing where the C library is not glibc.
@@ -44,14 +47,6 @@ def give_back_freed_memory() -> None:
 def is_memory_shortage(error: BaseException) -> bool:
     """Whether an error, of whatever library, says that there was not memory enough."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _SHORTAGES)
-
-
-def say_shortage(source: str, shapes: str, cause: str) -> str:
-    """That there was not memory enough for arrays of such shapes, and what takes less."""
-    return (
-        f"There is not memory enough for {source} and {shapes}: {cause.removesuffix('.')}. Smaller tiles take less "
-        '(--tile-size), and so do fewer at once (--arguments "batch_size 1").'
-    )
 
 
 def bytes_in_use() -> int:
