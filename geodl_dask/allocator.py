@@ -18,6 +18,9 @@ _KEPT_BYTES = (1 << 31) - 1
 
 _SHORTAGES = "allocate memory", "out of memory", "not enough memory", "bad_alloc", "alloc_failed"
 
+LESS_MEMORY = 'Smaller tiles take less (--tile-size), and so do fewer at once (--arguments "batch_size 1").'
+"""What to do where there is not memory enough for a network."""
+
 
 def keep_freed_memory() -> None:
     """From now on this process keeps up to 2 GiB that it has freed. Does nothing where the C library is not glibc.

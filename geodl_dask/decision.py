@@ -32,7 +32,10 @@ def decide(prediction: Any, counts: np.ndarray, runner: Runner, table: ClassTabl
     scores = torch.as_tensor(prediction)
     # NaN is rare, and looking at each pixel is not free: the sum says whether there may be any.
     if torch.isnan(scores.sum()) and (torch.isnan(scores).any(dim=1).cpu().numpy() & counts).any():
-        raise InferenceError("The model answered with NaN scores for pixels that are all finite.")
+        raise InferenceError(
+            "The model answered with NaN scores for pixels that are all finite. Are its weights whole, and do the mean "
+            "and std that it normalises with fit the rasters?"
+        )
     first, *others = table.values
     if scores.shape[1] == 1:
         above, first = table.change_values()

@@ -25,6 +25,8 @@ from .sending import Parcel
 SOON_S = 5.0
 """A shared folder shows on every machine what was written on one, after as long as that at the most."""
 
+_MEND = "Mend that on its machine, or leave that worker out, and start again."
+
 
 class Preparation(Protocol):
     """What a worker has to do before its first block; picklable."""
@@ -64,7 +66,7 @@ class GetReady(WorkerPlugin):
         except BaseException as error:  # a model's own code may say sys.exit()
             missing = MissingDependencyError if isinstance(error, ImportError) else WorkerSetupError
             kind = type(error) if isinstance(error, GeodlError) else missing
-            cause = str(error) if isinstance(error, GeodlError) else f"{type(error).__name__}: {error}"
+            cause = str(error) if isinstance(error, GeodlError) else f"{type(error).__name__}: {error}. {_MEND}"
             where = f"Worker {worker.name} ({worker.address}) on {socket.gethostname()} cannot begin"
             self.ready.set_exception(kind(f"{where}: {cause}"))
 

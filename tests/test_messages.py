@@ -62,12 +62,17 @@ def case(error: type[Exception], *, given: str, needed: str, do: str):
     return add
 
 
-@case(errors.RequestError, given="'slrum'", needed="tcp://host:port", do="is needed")
+@case(errors.RequestError, given="'slrum'", needed="local, cuda, slurm", do="the path of a scheduler file is needed")
 def _(place):
     place.options += ["--cluster", "slrum"]
 
 
-@case(errors.ModelDefinitionError, given="m.emd", needed="not JSON", do="line 1, column 2")
+@case(
+    errors.ModelDefinitionError,
+    given="m.emd",
+    needed="not JSON",
+    do="property name enclosed in double quotes at line 1, column 2",
+)
 def _(place):
     Path(place.words["model"]).write_text("{ImageHeight: 16}")
 
@@ -79,7 +84,12 @@ def _(place):
         archive.writestr("model/data.pkl", "")
 
 
-@case(errors.ModelFileError, given="toy.pt", needed="torch.export", do="export")
+@case(
+    errors.ModelFileError,
+    given="toy.pt",
+    needed="weights alone (a state dict) need their network",
+    do="Save the network again",
+)
 def _(place):
     torch.save(place.network.state_dict(), place.path("toy.pt"))
 
@@ -95,7 +105,7 @@ def _(place):
     write_definition(place.path("m.emd"), InferenceFunction="evil.py")
 
 
-@case(errors.RasterNotFoundError, given="nowhere.tif", needed="does not exist", do="looked in /")
+@case(errors.RasterNotFoundError, given="nowhere.tif", needed="does not exist", do="Give its path from there")
 def _(place):
     place.words["from"] = "nowhere.tif"
 
@@ -105,7 +115,12 @@ def _(place):
     write_raster(place.path("from.tif"), np.zeros((3, 32, 32), np.uint8), crs=None)
 
 
-@case(errors.BandCountError, given="5 band(s)", needed="takes 3 of each date", do="--from-bands")
+@case(
+    errors.BandCountError,
+    given="5 band(s)",
+    needed="takes 3 of each date",
+    do="Choose them: --from-bands and --to-bands",
+)
 def _(place):
     for name in ("from", "to"):
         write_raster(place.path(f"{name}.tif"), np.zeros((5, 32, 32), np.uint8))
@@ -132,12 +147,17 @@ def _(place):
     place.path("out.tif").touch()
 
 
-@case(errors.DeviceError, given="GPU 99", needed="was asked for", do="nvidia-smi")
+@case(errors.DeviceError, given="GPU 99", needed="was asked for", do="see nvidia-smi")
 def _(place):
     place.options += ["--gpu-id", "99"]
 
 
-@case(errors.MissingDependencyError, given="ONNX", needed="ONNX Runtime is not installed", do="pip install")
+@case(
+    errors.MissingDependencyError,
+    given="ONNX",
+    needed="ONNX Runtime is not installed",
+    do='pip install "geodl_dask[onnx]"',
+)
 def _(place):
     place.model(suffix=".onnx")
     place.patch.setitem(sys.modules, "onnxruntime", None)
@@ -154,12 +174,12 @@ class Answers(torch.nn.Module):
         return (stack[:, :2] * self.value).repeat(1, 1, 1, self.repeats)[..., :16]
 
 
-@case(errors.InferenceError, given="NaN", needed="finite", do="model")
+@case(errors.InferenceError, given="NaN", needed="finite", do="Are its weights whole")
 def _(place):
     place.model(Answers(float("nan")))
 
 
-@case(errors.MemoryShortageError, given="m.emd", needed="There is not memory enough", do="(1, 6, 16, 16)")
+@case(errors.MemoryShortageError, given="m.emd", needed="memory enough for", do="Smaller tiles take less")
 def _(place):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -198,7 +218,12 @@ def _(place):
     place.words, place.options = {"finalize": place.words["out"]}, []
 
 
-@case(errors.WorkerSetupError, given="Worker ", needed="cannot begin: OSError: libcuda.so.1", do="tcp://")
+@case(
+    errors.WorkerSetupError,
+    given="Worker ",
+    needed="cannot begin: OSError: libcuda.so.1",
+    do="Mend that on its machine",
+)
 def _(place):
     place.model(suffix=".onnx")
     place.path("broken").mkdir()
@@ -256,11 +281,12 @@ def test_message_says_what_was_given_what_was_needed_and_what_to_do(error, tmp_p
         if running is not None:
             running.__exit__(None, None, None)
     assert done.exit_code == (2 if issubclass(error, errors.RequestError | EcdError) else 1), done.output
-    said = " ".join(done.stderr.split())
+    said = [" ".join(line.split()) for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(said) == 1, done.stderr
+    assert [part for part in parts if part not in said[0]] == [], said
     if log:
         told = json.loads((tmp_path / "log.json").read_text().splitlines()[-1])
         assert error.__name__ in (told["kind"], *told["message"].replace(":", " ").split())
         assert told["kind"] in (error.__name__, "BlockFailedError")
-        said = told["message"]
-    assert [part for part in parts if part not in said] == [], said
+        assert said == [f"Error: {' '.join(told['message'].split())}"]
     assert "Traceback" not in done.stderr

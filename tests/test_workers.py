@@ -160,7 +160,11 @@ def test_worker_that_comes_later_is_ready_before_its_first_block(tmp_path):
     ("refused", "kind", "says"),
     [
         (Refused, DeviceError, r"Worker \d \(tcp://127.0.0.1:\d+\) on HOST cannot begin: there is no such GPU.$"),
-        (Crashes, WorkerSetupError, r"Worker \d \(tcp://127.0.0.1:\d+\) on HOST cannot begin: KeyError: 'layer3'$"),
+        (
+            Crashes,
+            WorkerSetupError,
+            r"Worker \d \(tcp://127.0.0.1:\d+\) on HOST cannot begin: KeyError: 'layer3'\. Mend that on its machine",
+        ),
     ],
 )
 def test_worker_that_cannot_begin_ends_the_run_and_nothing_else(tmp_path, refused, kind, says):

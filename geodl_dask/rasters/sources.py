@@ -66,7 +66,10 @@ def find_source(text: str, role: str) -> Source:
         return Source(_with_absolute_archive(text) if "://" in text else _with_absolute_paths(text), "")
     if glob.has_magic(text):
         return Source(*mosaic_of_files(files_of_pattern(text, role), role))
-    raise RasterNotFoundError(f"{role} {text or repr(text)} does not exist (looked in {Path.cwd()}).")
+    raise RasterNotFoundError(
+        f"{role} {text or repr(text)} does not exist (looked in {Path.cwd()}). Give its path from "
+        "there, or the whole one."
+    )
 
 
 def _split(text: str) -> tuple[str, str]:

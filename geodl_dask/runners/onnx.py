@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 
-from ..allocator import is_memory_shortage
+from ..allocator import LESS_MEMORY, is_memory_shortage
 from ..errors import DeviceError, MemoryShortageError, MissingDependencyError, ModelFileError
 from . import RunnerSpec
 from .pytorch import one_thread
@@ -74,7 +74,7 @@ class OnnxNetwork:
             shapes = " and ".join(str(each.shape) for each in given)
             if is_memory_shortage(error):
                 raise MemoryShortageError(
-                    f"There is not memory enough for {self._source} and {shapes}: {error}."
+                    f"There is not memory enough for {self._source} and {shapes}: {error}. {LESS_MEMORY}"
                 ) from error
             raise ModelFileError(
                 f"The network of {self._source} does not take {shapes} (tile, band, y, x): {error}"

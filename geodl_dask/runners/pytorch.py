@@ -10,7 +10,7 @@ from queue import SimpleQueue
 
 import torch
 
-from ..allocator import is_memory_shortage, keep_freed_memory
+from ..allocator import LESS_MEMORY, is_memory_shortage, keep_freed_memory
 from ..errors import MemoryShortageError, ModelFileError
 from . import RunnerSpec
 from .torch_files import is_export, require_plain_network
@@ -77,10 +77,12 @@ class TorchNetwork:
                 return self(*inputs)
             if not is_memory_shortage(error):
                 raise self._refusal(inputs, error) from error
-            cause = _first_line(error)
+            cause = _first_line(error).removesuffix(".")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        raise MemoryShortageError(f"There is not memory enough for {self._source} and {_shapes(inputs)}: {cause}.")
+        raise MemoryShortageError(
+            f"There is not memory enough for {self._source} and {_shapes(inputs)}: {cause}. {LESS_MEMORY}"
+        )
 
     def _lay_out(self, order: torch.memory_format) -> None:
         self._module.to(memory_format=order)  # type: ignore[call-overload]
