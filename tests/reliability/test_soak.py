@@ -7,7 +7,7 @@ from .soak import Soak, save_picture, soak
 
 
 def test_run_whose_workers_are_killed_all_the_time_ends_with_the_same_bytes(counted):
-    seen = soak(seconds=budget(8, 1800), seed=SEED)
+    seen = soak(seconds=budget(25, 1800), seed=SEED)
     lost = len(seen.differing)
     counted("soak: workers killed", seen.blocks, len(seen.kills), len(seen.kills) if not lost else 0, seen.told())
     assert len(seen.kills) >= budget(1, 100)
