@@ -9,12 +9,24 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
 
 import psutil
+
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # malloc.h
 _LARGEST_BYTES, _LARGEST_OF_OLD_BYTES = 1 << 30, 1 << 25
 _KEPT_BYTES = (1 << 31) - 1
+_NON_MAIN_ARENA = 4
+"""Of the word before a piece of memory, in glibc: the piece is of another heap than the process's first."""
+_PIECE_BYTES = 1 << 14
+_TRIES = 64
+"""Threads are begun until one has the first heap; glibc deals heaps out in turn."""
 
 _SHORTAGES = "allocate memory", "out of memory", "not enough memory", "bad_alloc", "alloc_failed"
 
@@ -25,8 +37,8 @@ LESS_MEMORY = 'Smaller tiles take less (--tile-size), and so do fewer at once (-
 def keep_freed_memory() -> None:
     """From now on this process keeps up to 2 GiB that it has freed. Does nothing where the C library is not glibc.
 
-    Where other threads have begun before, later ones too may get a part of the heap of their own, in which nothing
-    above 64 MB can be kept; so call it first, or have the process begin with MALLOC_ARENA_MAX=1, as our workers do.
+    Where other threads have begun before, later ones too may get a heap of their own, in which nothing above 64 MB can
+    be kept: see `with_kept_memory`. With MALLOC_ARENA_MAX=1 in its environment a process has one heap from the start.
     """
     if not _is_glibc():
         return
@@ -36,6 +48,62 @@ def keep_freed_memory() -> None:
         return
     mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
     mallopt(_ARENA_MAX, 1)
+
+
+def with_kept_memory(function: Callable[Given, Answer], *args: Given.args, **kwargs: Given.kwargs) -> Answer:
+    """Call a function where what it frees is kept: in this thread, or in another if this one has a heap of its own.
+
+    So it must not hang on what belongs to a thread. Calls from several threads run side by side.
+    """
+    if _has_first_heap() or not (helper := _lend_helper()):
+        return function(*args, **kwargs)
+    try:
+        return helper.submit(function, *args, **kwargs).result()
+    finally:
+        _idle_helpers.append(helper)
+
+
+_idle_helpers: list[ThreadPoolExecutor] = []
+"""Of one thread each, which has the process's first heap."""
+_of_thread = threading.local()
+
+
+def _has_first_heap() -> bool:
+    """Whether this thread takes its memory from the heap that the process began with; so it is without glibc, too."""
+    if not hasattr(_of_thread, "has_first_heap"):
+        _of_thread.has_first_heap = not _is_glibc() or not _is_piece_of_another_heap()
+    return bool(_of_thread.has_first_heap)
+
+
+def _is_piece_of_another_heap() -> bool:
+    library = ctypes.CDLL(None)
+    library.malloc.restype = ctypes.c_void_p
+    library.free.argtypes = [ctypes.c_void_p]
+    piece = library.malloc(ctypes.c_size_t(_PIECE_BYTES))
+    try:
+        word = ctypes.c_size_t.from_address(piece - ctypes.sizeof(ctypes.c_size_t)).value
+    finally:
+        library.free(piece)
+    return bool(word & _NON_MAIN_ARENA)
+
+
+def _lend_helper() -> ThreadPoolExecutor | None:
+    """One that is idle, or a new one; None where no thread gets the first heap."""
+    try:
+        return _idle_helpers.pop()
+    except IndexError:
+        pass
+    tried: list[ThreadPoolExecutor] = []  # they all stay until one fits, or the next would get the same heap again
+    try:
+        for _ in range(_TRIES):
+            helper = ThreadPoolExecutor(1, thread_name_prefix="geodl-dask-network")
+            if helper.submit(_has_first_heap).result():
+                return helper
+            tried.append(helper)
+        return None
+    finally:
+        for helper in tried:
+            helper.shutdown(wait=False)
 
 
 def give_back_freed_memory() -> None:

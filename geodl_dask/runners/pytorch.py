@@ -7,13 +7,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from queue import SimpleQueue
+from typing import Any
 
 import torch
 
-from ..allocator import LESS_MEMORY, is_memory_shortage, keep_freed_memory
+from ..allocator import LESS_MEMORY, is_memory_shortage, keep_freed_memory, with_kept_memory
 from ..errors import MemoryShortageError, ModelFileError
 from . import RunnerSpec
 from .torch_files import is_export, require_plain_network
+
+logger = logging.getLogger(__name__)
 
 LANES_OF_A_GPU = 2
 """Predictions that are under way at once: while one computes, the other's pixels are copied."""
@@ -22,14 +25,15 @@ LANES_OF_A_GPU = 2
 class TorchNetwork:
     """A torch network on one device. Raises ModelFileError where the file cannot be loaded or run.
 
-    On a CPU its weights lie channels last, which its convolutions are faster with; on a GPU so do they where it
-    computes in half precision.
+    On a CPU its weights lie channels last, which its convolutions are faster with, and TorchScript is frozen: a
+    normalisation that follows a convolution becomes part of its weights. On a GPU they do where it computes in half
+    precision.
 
     module : the network, in eval mode, where it does not stand in the model's file.
     """
 
     def __init__(self, spec: RunnerSpec, module: torch.nn.Module | None = None) -> None:
-        path = spec.definition.model_file or ""
+        self._path, self._given, self._is_compiled = spec.definition.model_file or "", module, spec.compiled
         self._source = spec.definition.source
         self.device = torch.device(spec.device)
         on_cpu = self.device.type == "cpu"
@@ -41,16 +45,8 @@ class TorchNetwork:
         self.tile_yx: tuple[int, int] | None = None
         if on_cpu:
             keep_freed_memory()
-        self._module = module.to(self.device) if module else self._load_plain(path)
         self._is_channels_last = on_cpu or self._precision is not None
-        if self._is_channels_last:
-            self._lay_out(torch.channels_last)
-        if spec.compiled:
-            if isinstance(self._module, torch.jit.ScriptModule):
-                raise ModelFileError(
-                    f"{path} is TorchScript, which torch cannot compile. Save it by torch.export.save."
-                )
-            self._module.compile()
+        self._module = self._ready_module()
 
     @contextmanager
     def lane(self) -> Iterator[None]:
@@ -73,7 +69,7 @@ class TorchNetwork:
         except (MemoryError, RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
             if self._is_channels_last and "view size is not compatible" in str(error):  # it counts on the other order
                 self._is_channels_last = False
-                self._lay_out(torch.contiguous_format)
+                self._module = self._ready_module()
                 return self(*inputs)
             if not is_memory_shortage(error):
                 raise self._refusal(inputs, error) from error
@@ -84,18 +80,42 @@ class TorchNetwork:
             f"There is not memory enough for {self._source} and {_shapes(inputs)}: {cause}. {LESS_MEMORY}"
         )
 
-    def _lay_out(self, order: torch.memory_format) -> None:
-        self._module.to(memory_format=order)  # type: ignore[call-overload]
+    def _ready_module(self) -> torch.nn.Module:
+        """The network on its device, laid out, and made as fast as it can be without another answer."""
+        order = torch.channels_last if self._is_channels_last else torch.contiguous_format
+        module = self._given or self._load_plain()
+        module = module.to(self.device).to(memory_format=order)  # type: ignore[call-overload]
+        if not isinstance(module, torch.jit.ScriptModule):
+            if self._is_compiled:
+                module.compile()
+            return module
+        if self._is_compiled:
+            raise ModelFileError(
+                f"{self._path} is TorchScript, which torch cannot compile. Save it by torch.export.save."
+            )
+        return self._frozen(module) if self.device.type == "cpu" and self._precision is None else module
+
+    def _frozen(self, module: torch.jit.ScriptModule) -> torch.nn.Module:
+        try:
+            with _torchscript_is_deprecated():
+                return torch.jit.freeze(module)
+        except RuntimeError as error:  # some scripts change what would have to stay as it is
+            logger.debug("%s stays as it is: %s", self._path, _first_line(error))
+            return module
 
     def _answer(self, *inputs: torch.Tensor) -> torch.Tensor:
-        half = nullcontext() if self._precision is None else torch.autocast(self.device.type, self._precision)
-        with torch.inference_mode(), half:
-            answer = self._module(*inputs)
+        on_cpu = self.device.type == "cpu"
+        answer = with_kept_memory(self._run, *inputs) if on_cpu else self._run(*inputs)
         if not isinstance(answer, torch.Tensor):
             raise ModelFileError(
                 f"The network of {self._source} answers with a {type(answer).__name__}; one tensor is needed."
             )
         return answer
+
+    def _run(self, *inputs: torch.Tensor) -> Any:
+        half = nullcontext() if self._precision is None else torch.autocast(self.device.type, self._precision)
+        with torch.inference_mode(), half, one_thread() if self.device.type == "cpu" else nullcontext():
+            return self._module(*inputs)
 
     def _refusal(self, inputs: tuple[torch.Tensor, ...], error: Exception) -> ModelFileError:
         return ModelFileError(
@@ -103,7 +123,8 @@ class TorchNetwork:
             'Check the bands of the rasters, ImageHeight and ImageWidth, and "GeodlDask": {"input": "pair" or "stack"}.'
         )
 
-    def _load_plain(self, path: str) -> torch.nn.Module:
+    def _load_plain(self) -> torch.nn.Module:
+        path = self._path
         require_plain_network(path)
         try:
             return self._load(path)
@@ -116,8 +137,7 @@ class TorchNetwork:
 
     def _load(self, path: str) -> torch.nn.Module:
         if not is_export(path):
-            with warnings.catch_warnings():  # TorchScript is deprecated in torch 2.13, and what people have
-                warnings.simplefilter("ignore")
+            with _torchscript_is_deprecated():
                 return torch.jit.load(path, map_location=self.device).eval()
         program = _load_export(path)
         inputs = program.graph_signature.user_inputs
@@ -125,7 +145,7 @@ class TorchNetwork:
         count, *_, height, width = meta.shape
         self.batch_size = count if isinstance(count, int) else None
         self.tile_yx = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-        return program.module().to(self.device)
+        return program.module()
 
 
 @contextmanager
@@ -139,6 +159,14 @@ def one_thread() -> Iterator[None]:
     finally:
         if torch.get_num_threads() != before:
             torch.set_num_threads(before)
+
+
+@contextmanager
+def _torchscript_is_deprecated() -> Iterator[None]:
+    """By torch 2.13, whose word for that nobody has to read; it is what people have."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _load_export(path: str) -> torch.export.ExportedProgram:
