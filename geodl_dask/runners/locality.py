@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import cast
 
 import numpy as np
 import torch
+from dask.system import CPU_COUNT
 
 from ..allocator import bytes_in_use
 from ..errors import GeodlError, ModelFileError
@@ -29,7 +31,6 @@ FAR = 1e3
 """Values around a tile, in units of what it is given, that no pixel looking there could miss."""
 MARGIN = 1.5
 """Memory that is seen now and then is not quite the most."""
-_CORNERS = TileRun(0, 0), TileRun(1, 1)
 
 
 def probe_locality(runner: NativeRunner, samples: list[tuple[np.ndarray, ...]], run: int) -> Locality:
@@ -42,33 +43,41 @@ def probe_locality(runner: NativeRunner, samples: list[tuple[np.ndarray, ...]], 
         return Locality("it answers with classes, which do not show what they hang on")
     if runner.size_is_fixed:
         return Locality("its input has a fixed size")
-    bytes_per_px, four = 0.0, TileRun(0, 0, 2, 2)
+    noise, pair, four = samples[0], TileRun(0, 0, 1, 2), TileRun(0, 0, 2, 2)
     try:
-        with runner.lane():
-            for images in samples:
-                inputs = runner.inputs_of(tuple(pixels[None] for pixels in images))
-                with _most_in_use(inputs[0].device) as used:
-                    scores = _core(runner, inputs, four)
-                bytes_per_px = max(bytes_per_px, MARGIN * used[0] / four.merged(runner.tile).area_px)
-                obstacle = _reach(runner, inputs, scores) or _difference(runner, inputs, scores, four)
-                if obstacle:
-                    return Locality(obstacle)
-            return Locality(_other_shapes(runner, samples[0], run), bytes_per_px)
+        with runner.lane():  # the least first: by it most networks that are refused are known
+            inputs = _inputs(runner, noise, pair)
+            with _most_in_use(inputs[0].device) as used:
+                scores = _core(runner, inputs, pair)
+            bytes_per_px = MARGIN * used[0] / pair.merged(runner.tile).area_px
+            obstacle = _reach(runner, inputs, scores, pair) or _difference(runner, inputs, scores, pair)
+        if obstacle:
+            return Locality(obstacle)
+
+        def try_out(images: tuple[np.ndarray, ...], shape: TileRun) -> str | None:
+            with runner.lane():
+                inputs = _inputs(runner, images, shape)
+                scores = _core(runner, inputs, shape)
+                obstacle = _reach(runner, inputs, scores, shape) if shape == four else None
+                return obstacle or _difference(runner, inputs, scores, shape)
+
+        trials = [(noise, TileRun(0, 0, run, run)), *((images, four) for images in samples)]
+        with ThreadPoolExecutor(min(len(trials), CPU_COUNT)) as pool:
+            return Locality(next(filter(None, pool.map(try_out, *zip(*trials, strict=True))), None), bytes_per_px)
     except GeodlError as error:
         log.info("The probe ended with: %s", error)
         return Locality("the network could not be probed with larger tiles")
 
 
-def _other_shapes(runner: NativeRunner, images: tuple[np.ndarray, ...], run: int) -> str | None:
-    """The same for a run that is not square, and for the largest."""
-    for shape in (TileRun(0, 0, 1, 2), TileRun(0, 0, run, run)):
-        height, width = shape.merged(runner.tile).size_yx
-        wider = (np.pad(pixels, ((0, 0), (0, height), (0, width)), mode="wrap") for pixels in images)
-        inputs = runner.inputs_of(tuple(pixels[None, :, :height, :width].copy() for pixels in wider))
-        obstacle = _difference(runner, inputs, _core(runner, inputs, shape), shape)
-        if obstacle:
-            return obstacle
-    return None
+def _inputs(runner: NativeRunner, images: tuple[np.ndarray, ...], shape: TileRun) -> list[torch.Tensor]:
+    """What the network is given for a run: the pixels, again and again where the run is larger than they are."""
+    height, width = shape.merged(runner.tile).size_yx
+    fitting = (
+        np.pad(pixels, ((0, 0), *((0, max(0, n - m)) for n, m in zip((height, width), pixels.shape[1:], strict=True))),
+               mode="wrap")
+        for pixels in images
+    )  # fmt: skip
+    return runner.inputs_of(tuple(pixels[None, :, :height, :width].copy() for pixels in fitting))
 
 
 def _core(runner: NativeRunner, inputs: list[torch.Tensor], run: TileRun) -> torch.Tensor:
@@ -79,11 +88,10 @@ def _core(runner: NativeRunner, inputs: list[torch.Tensor], run: TileRun) -> tor
     return cast("torch.Tensor", crop_to_core(scores, merged)).float()
 
 
-def _reach(runner: NativeRunner, inputs: list[torch.Tensor], scores: torch.Tensor) -> str | None:
+def _reach(runner: NativeRunner, inputs: list[torch.Tensor], scores: torch.Tensor, shape: TileRun) -> str | None:
     """Whether anything outside a tile changes its core by one bit, while all else, rounding too, stays the same."""
-    four = TileRun(0, 0, 2, 2)
     chance = torch.Generator(device=inputs[0].device).manual_seed(0)
-    for run in _CORNERS:
+    for run in (TileRun(0, 0), TileRun(shape.rows - 1, shape.cols - 1)):
         cores, inside = run.cores(runner.tile), run.inside(runner.tile)
         changed = []
         for tensor in inputs:
@@ -91,7 +99,7 @@ def _reach(runner: NativeRunner, inputs: list[torch.Tensor], scores: torch.Tenso
             far = noise * (FAR * max(1.0, float(tensor.abs().max())))
             far[..., *inside] = tensor[..., *inside]
             changed.append(far)
-        if not torch.equal(_core(runner, changed, four)[..., *cores], scores[..., *cores]):
+        if not torch.equal(_core(runner, changed, shape)[..., *cores], scores[..., *cores]):
             return f"its scores hang on pixels more than the padding of {runner.tile.padding} away"
     return None
 
