@@ -16,7 +16,7 @@ from geodl_dask.errors import (
     ModelFileError,
     TileGeometryError,
 )
-from geodl_dask.runners import Batch, Runner, RunnerSpec, choose_kind, load_runner
+from geodl_dask.runners import Batch, Runner, RunnerSpec, choose_kind, load_runner, pytorch
 from geodl_dask.tiling import TileSpec
 
 
@@ -221,6 +221,53 @@ def test_on_a_cpu_tiles_go_one_by_one_whatever_the_batch_size(suffix, network, l
     assert all(np.array_equal(scores[0], each) for each in scores)
     np.testing.assert_allclose(scores[0], alone.numpy(), atol=1e-4)
     assert not torch.equal(alone, together) or isinstance(network, ToyNetwork), "torch rounds alike, so no test"
+
+
+class Normalised(torch.nn.Module):
+    """A convolution and a normalisation of which much is left, as after training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolve, self.normalise = torch.nn.Conv2d(6, 2, 3, padding=1), torch.nn.BatchNorm2d(2)
+        for values in (self.normalise.running_mean, self.normalise.running_var, self.normalise.weight.data):
+            values.uniform_(0.5, 2)
+
+    def forward(self, stack: torch.Tensor) -> torch.Tensor:
+        return self.normalise(self.convolve(stack / 255))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("can_be_frozen", [True, False])
+def test_a_normalisation_after_a_convolution_costs_nothing_and_changes_nothing(can_be_frozen, load, monkeypatch):
+    """That torch refuses to freeze a script is made up here: none was found that it refuses."""
+
+    def refuse(module):
+        raise RuntimeError("attempted to freeze a module that changes itself")
+
+    if not can_be_frozen:
+        monkeypatch.setattr(torch.jit, "freeze", refuse)
+    network, batch = Normalised().eval(), tiles(count=1)
+    runner = load(network, GeodlDask={"output": "logits"})
+    with torch.inference_mode():
+        np.testing.assert_allclose(runner.predict(batch), network(stacked(batch)).numpy(), atol=1e-5)
+        with torch.profiler.profile() as ran:
+            runner.predict(batch)
+    operators = " ".join(each.key for each in ran.key_averages())
+    assert "aten::_convolution" in operators
+    assert ("batch_norm" in operators) is not can_be_frozen
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(("size", "is_large"), [(512, True), (64, False)])
+def test_a_large_prediction_runs_where_freed_memory_is_kept(size, is_large, load, monkeypatch):
+    """A small one does not: to hand it over would cost more than that saves."""
+    kept = []
+    plain = pytorch.with_kept_memory
+    monkeypatch.setattr(pytorch, "with_kept_memory", lambda *given: kept.append(given) or plain(*given))
+    runner = load(ToyNetwork(), GeodlDask={"output": "logits"}, ImageHeight=size, ImageWidth=size)
+    runner.predict(tiles(count=1, size=size))
+    assert bool(kept) is is_large
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

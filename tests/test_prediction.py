@@ -17,7 +17,7 @@ from conftest import CLASSES, write_definition, write_raster
 from torch import nn
 
 import geodl_dask as gd
-from geodl_dask import allocator, kernel
+from geodl_dask import kernel
 from geodl_dask.allocator import is_memory_shortage
 from geodl_dask.errors import (
     InferenceError,
@@ -462,21 +462,3 @@ def test_blocks_do_not_depend_on_what_the_probe_finds(rasters, model, monkeypatc
     monkeypatch.setattr("geodl_dask.prediction.JOINED_PX", 64)
     blocks = {gd.detect_change(*rasters, model(network()), chunks=100).chunks for network in (Counting, Normalising)}
     assert len(blocks) == 1
-
-
-@pytest.mark.parametrize("largest", [1 << 25, 0])
-def test_an_old_c_library_that_refuses_is_not_made_slower(largest, monkeypatch):
-    """glibc before 2.35 takes no threshold above 32 MB; with the other settings alone it would be at its lowest."""
-    calls = []
-
-    class Library:
-        @staticmethod
-        def mallopt(setting, value):
-            calls.append((setting, value))
-            return int(setting != allocator._MMAP_THRESHOLD or value <= largest)
-
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: Library)
-    monkeypatch.setattr(allocator, "_is_glibc", lambda: True)
-    allocator.keep_freed_memory()
-    taken = [setting for setting, _ in calls if setting != allocator._MMAP_THRESHOLD]
-    assert taken == ([allocator._TRIM_THRESHOLD, allocator._ARENA_MAX] if largest else [])

@@ -18,6 +18,8 @@ from .torch_files import is_export, require_plain_network
 
 logger = logging.getLogger(__name__)
 
+LARGE_PX = 1 << 17
+"""Pixels from which on a prediction takes and frees so much that where its memory comes from matters."""
 LANES_OF_A_GPU = 2
 """Predictions that are under way at once: while one computes, the other's pixels are copied."""
 
@@ -104,8 +106,8 @@ class TorchNetwork:
             return module
 
     def _answer(self, *inputs: torch.Tensor) -> torch.Tensor:
-        on_cpu = self.device.type == "cpu"
-        answer = with_kept_memory(self._run, *inputs) if on_cpu else self._run(*inputs)
+        is_large = self.device.type == "cpu" and inputs[0][:, 0].numel() >= LARGE_PX
+        answer = with_kept_memory(self._run, *inputs) if is_large else self._run(*inputs)
         if not isinstance(answer, torch.Tensor):
             raise ModelFileError(
                 f"The network of {self._source} answers with a {type(answer).__name__}; one tensor is needed."
