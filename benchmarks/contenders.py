@@ -45,11 +45,15 @@ class Stacked(torch.nn.Module):
 
 
 def load_network(job: Job) -> torch.nn.Module:
-    """The network with its weights, in the setting's memory format."""
+    """The network with its weights, in the setting's memory format, frozen where the setting says so."""
     network: torch.nn.Module = {"cheap": networks.Cheap, "heavy": networks.Heavy}[job.network]()
     network.load_state_dict(torch.load(job.weights, weights_only=True))
     layout = torch.channels_last if job.setting.channels_last else torch.contiguous_format
-    return network.eval().to(memory_format=layout)  # type: ignore[call-overload]
+    network = network.eval().to(memory_format=layout)  # type: ignore[call-overload]
+    if not job.setting.is_frozen:
+        return network
+    example = [torch.zeros(1, 3, networks.TILE_PX, networks.TILE_PX)] * 2
+    return torch.jit.freeze(torch.jit.trace(network, example))
 
 
 def stride_px(job: Job) -> int:

@@ -46,13 +46,16 @@ class Setting:
     """Whether network and tiles are in torch's memory format of that name."""
     is_malloc_tuned: bool = False
     """Whether glibc's allocator is told to keep what is freed, before torch is imported."""
+    is_frozen: bool = False
+    """Whether the network is traced and frozen, which folds normalisations into convolutions."""
     batch: int = 8
     """Tiles per call."""
 
     def __str__(self) -> str:
         layout = "channels_last" if self.channels_last else "contiguous"
         malloc = ", malloc tuned" if self.is_malloc_tuned else ""
-        return f"{self.threads} x {self.intra_op} threads, {layout}, batch {self.batch}{malloc}"
+        frozen = ", frozen" if self.is_frozen else ""
+        return f"{self.threads} x {self.intra_op} threads, {layout}, batch {self.batch}{malloc}{frozen}"
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,19 @@
 """How fast a change raster is made, beside what the hardware allows and beside other ways to make it.
 
     python benchmarks/speed.py [--sizes 4096 16384] [--networks cheap heavy] [--paddings 0 32 64] [--rounds 3]
-        [--compress deflate] [--only NAME ...] [--peers PYTHON] [--peer-sizes 4096]
+        [--compress deflate] [--only NAME ...] [--without NAME ...] [--peers PYTHON] [--peer-sizes 4096]
 
 Two tiled GeoTIFFs (the demo's scene, laid out again and again) and two networks (`networks`), tiles of 256 pixels.
 Each contender runs in a fresh process, and they take turns; the figures are medians over the rounds, and each ratio is
-of times of one round. Floors are the network alone, on windows in memory, and reading and writing alone. The
-network's are measured by the best of the settings that are tried first (threads, memory format, batch, glibc's
-allocator): "tiles" are the model's, "merged" those that geodl_dask makes of them where the network looks no further
-than the padding, "core" windows without any margin. The larger floor is the greater of the network's, on the tiles
-that the contender runs, and reading and writing. Differing pixels are counted against the model's own tiles in
-geodl_dask. ``--peers`` is the Python of an environment with other people's libraries, at padding 64 alone; of sizes
-above 4,096, those whose memory does not grow take part, with the cheap network. "Others' CPU" is the share of the
-machine that other processes took meanwhile: where it is not about 0, times are not to be trusted, least of all those
-of contenders that leave torch its own threads, which wait for each other.
+of times of one round. Floors are the network alone, on windows in memory, and reading and writing alone. The network's
+are measured by the best of the settings that are tried first (threads, memory format, batch, glibc's allocator,
+freezing): "tiles" are the model's, "merged" those that geodl_dask makes of them where the network looks no further than
+the padding, "core" windows without any margin. The larger floor is the greater of the network's, on the tiles that the
+contender runs, and reading and writing. Differing pixels are counted against the model's own tiles in geodl_dask.
+``--peers`` is the Python of an environment with other people's libraries, at padding 64 alone; of sizes above 4,096,
+those whose memory does not grow take part, with the cheap network. "Others' CPU" is the share of the machine that other
+processes took meanwhile: where it is not about 0, times are not to be trusted, least of all those of contenders that
+leave torch its own threads, which wait for each other.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Contender:
     result: str = "change.tif"
     """Name of what it makes."""
     by: str = "best"
-    """Setting: ``"best"`` found for tiles, but for the allocator, ``"tuned"``: that too, or ``"plain"``."""
+    """Setting: ``"best"`` for tiles, but for allocator and freezing, ``"tuned"``: those too, or ``"plain"``."""
     is_peer: bool = False
     """Whether it needs the peers' environment."""
     grows: bool = False
@@ -68,7 +68,7 @@ CONTENDERS = {
     "ours, zarr": Contender("ours:auto_tiles", "change.zarr"),
     "ours, tif": Contender("ours:auto_tiles"),
     "expert's loop": Contender("contenders:expert"),
-    "expert's loop, malloc tuned": Contender("contenders:expert", by="tuned"),
+    "expert's loop, tuned as ours": Contender("contenders:expert", by="tuned"),
     "simple loop": Contender("contenders:simple", by="plain"),
     "dask map_overlap, threads": Contender("contenders:map_overlap", by="plain"),
     "xbatcher": Contender("peers:xbatcher", by="plain", is_peer=True),
@@ -110,6 +110,9 @@ def calibrate(job: Job) -> dict[str, Setting]:
         for setting in sorted(seconds, key=seconds.__getitem__)[:AGAIN]:
             again = replace(job, setting=setting, window_px=side_px, windows=1.0)
             seconds[setting] = min(seconds[setting], measure(sys.executable, "floors:forward", again).seconds)
+        frozen = replace(min(seconds, key=seconds.__getitem__), is_frozen=True)
+        again = replace(job, setting=frozen, window_px=side_px, windows=1.0)
+        seconds[frozen] = measure(sys.executable, "floors:forward", again).seconds
         best[kind] = min(seconds, key=seconds.__getitem__)
         for setting, taken in sorted(seconds.items(), key=lambda each: each[1]):
             speed = side_px**2 / taken / 1e6
@@ -153,8 +156,9 @@ def run_contender(row: Row, contender: Contender, job: Job, python: str, floors:
 
 def setting_for(contender: Contender, best: Setting) -> Setting:
     """How the contender runs the network."""
-    tuned = contender.by == "tuned"
-    return Setting() if contender.by == "plain" else replace(best, is_malloc_tuned=tuned)
+    if contender.by == "plain":
+        return Setting()
+    return best if contender.by == "tuned" else replace(best, is_malloc_tuned=False, is_frozen=False)
 
 
 def compare(job: Job, best: dict[str, Setting], given: argparse.Namespace) -> list[Row]:
@@ -178,7 +182,9 @@ def compare(job: Job, best: dict[str, Setting], given: argparse.Namespace) -> li
 
 
 def _takes_part(who: str, contender: Contender, job: Job, given: argparse.Namespace) -> bool:
-    if given.only and who != REFERENCE and not any(each in who for each in given.only):
+    if who == REFERENCE:
+        return True
+    if (given.only and not any(each in who for each in given.only)) or who in given.without:
         return False
     if not contender.is_peer:
         return True
@@ -237,6 +243,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="3, and from 16,384 on 1, if not given")
     parser.add_argument("--compress", help="of the rasters, GDAL's word; none if not given")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="contenders whose name has one of these in it")
+    parser.add_argument("--without", nargs="+", metavar="NAME", default=[], help="contenders that are left out")
     parser.add_argument("--peers", metavar="PYTHON", help="of an environment with the peers' libraries")
     parser.add_argument("--peer-sizes", type=int, nargs="+", default=[PEER_SIZE])
     return parser.parse_args()
