@@ -8,10 +8,12 @@ time. ONNX Runtime keeps its own memory and had looked twice as fast for that re
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import ParamSpec, TypeVar
 
 import psutil
@@ -30,7 +32,7 @@ _TRIES = 64
 
 _SHORTAGES = "allocate memory", "out of memory", "not enough memory", "bad_alloc", "alloc_failed"
 
-LESS_MEMORY = 'Smaller tiles take less (--tile-size), and so do fewer at once (--arguments "batch_size 1").'
+LESS_MEMORY = "Smaller tiles take less (--tile-size, tile_size=)."
 """What to do where there is not memory enough for a network."""
 
 
@@ -53,9 +55,12 @@ def keep_freed_memory() -> None:
 def with_kept_memory(function: Callable[Given, Answer], *args: Given.args, **kwargs: Given.kwargs) -> Answer:
     """Call a function where what it frees is kept: in this thread, or in another if this one has a heap of its own.
 
-    So it must not hang on what belongs to a thread. Calls from several threads run side by side.
+    So it must not hang on what belongs to a thread. Calls from several threads run side by side. Where glibc gives
+    every thread a heap of its own (it does up to eight a core, if there were more than eight before anybody said that
+    one is enough), it is this thread all the same.
     """
-    if _has_first_heap() or not (helper := _lend_helper()):
+    helper = None if _has_first_heap() else _lend_helper()
+    if helper is None:
         return function(*args, **kwargs)
     try:
         return helper.submit(function, *args, **kwargs).result()
@@ -66,6 +71,8 @@ def with_kept_memory(function: Callable[Given, Answer], *args: Given.args, **kwa
 _idle_helpers: list[ThreadPoolExecutor] = []
 """Of one thread each, which has the process's first heap."""
 _of_thread = threading.local()
+_search = threading.Lock()
+_search_has_failed = threading.Event()
 
 
 def _has_first_heap() -> bool:
@@ -92,18 +99,35 @@ def _lend_helper() -> ThreadPoolExecutor | None:
     try:
         return _idle_helpers.pop()
     except IndexError:
-        pass
+        with _search:
+            return None if _search_has_failed.is_set() else _new_helper()
+
+
+def _new_helper() -> ThreadPoolExecutor | None:
     tried: list[ThreadPoolExecutor] = []  # they all stay until one fits, or the next would get the same heap again
     try:
         for _ in range(_TRIES):
-            helper = ThreadPoolExecutor(1, thread_name_prefix="geodl-dask-network")
-            if helper.submit(_has_first_heap).result():
-                return helper
-            tried.append(helper)
-        return None
+            tried.append(ThreadPoolExecutor(1, thread_name_prefix="geodl-dask-network"))
+            if tried[-1].submit(_has_first_heap).result():
+                return tried.pop()
+    except RuntimeError:  # the system begins no more threads
+        pass
     finally:
         for helper in tried:
             helper.shutdown(wait=False)
+    _search_has_failed.set()
+    return None
+
+
+def _forget_helpers() -> None:
+    """In a process that was forked: it has not got their threads."""
+    global _search
+    _idle_helpers.clear()
+    _search = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_helpers)
 
 
 def give_back_freed_memory() -> None:
@@ -138,5 +162,10 @@ class _MallInfo(ctypes.Structure):
     ]  # fmt: skip
 
 
+@cache
 def _is_glibc() -> bool:
-    return platform.libc_ver()[0] == "glibc"
+    """Whether memory is glibc's own, and not of a library that was loaded in its place (jemalloc, tcmalloc)."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    used, own = (ctypes.cast(ctypes.CDLL(name).malloc, ctypes.c_void_p).value for name in (None, "libc.so.6"))
+    return used == own

@@ -3,9 +3,9 @@
 A model travels to the workers as its definition, which holds paths. Where these lead to nothing, or to other files, its
 files go after it into one folder, in which they lie as they lay about each other at home::
 
-    /home/ann/models/cd/cd.emd           <folder>/cd/cd.emd
-    /home/ann/models/cd/cd.py            <folder>/cd/cd.py
-    /home/ann/models/weights/cd.pt       <folder>/weights/cd.pt
+    models/cd/cd.emd                     <folder>/cd/cd.emd
+    models/cd/cd.py                      <folder>/cd/cd.py
+    models/weights/cd.pt                 <folder>/weights/cd.pt
 """
 
 from __future__ import annotations

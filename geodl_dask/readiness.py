@@ -66,7 +66,8 @@ class GetReady(WorkerPlugin):
         except BaseException as error:  # a model's own code may say sys.exit()
             missing = MissingDependencyError if isinstance(error, ImportError) else WorkerSetupError
             kind = type(error) if isinstance(error, GeodlError) else missing
-            cause = str(error) if isinstance(error, GeodlError) else f"{type(error).__name__}: {error}. {_MEND}"
+            words = str(error).removesuffix(".")
+            cause = str(error) if isinstance(error, GeodlError) else f"{type(error).__name__}: {words}. {_MEND}"
             where = f"Worker {worker.name} ({worker.address}) on {socket.gethostname()} cannot begin"
             self.ready.set_exception(kind(f"{where}: {cause}"))
 

@@ -1,11 +1,14 @@
 """Freed memory is kept, whatever heap a thread has."""
 
+import ctypes
 import json
 import os
 import platform
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +42,15 @@ held.wait()
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only of glibc freed memory is kept")
+def obstacle() -> str:
+    """Why here nothing can be seen of it."""
+    pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if platform.libc_ver()[0] != "glibc" or tuple(map(int, platform.libc_ver()[1].split("."))) < (2, 35):
+        return "only glibc 2.35 or newer keeps so large a piece"
+    return "pages are large here" if pages.exists() and "[always]" in pages.read_text() else ""
+
+
+@pytest.mark.skipif(bool(obstacle()), reason=obstacle())
 def test_a_thread_with_a_heap_of_its_own_has_its_memory_kept_too():
     environment = {key: value for key, value in os.environ.items() if key != "MALLOC_ARENA_MAX"}
     run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, timeout=120)
@@ -83,17 +94,67 @@ def test_an_error_is_the_callers_and_the_helper_goes_on():
     assert len(allocator._idle_helpers) == 1
 
 
-def test_where_no_thread_gets_the_first_heap_the_caller_computes_itself(monkeypatch):
+def wait_for_threads(most):
+    for _ in range(100):
+        if threading.active_count() <= most:
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError(f"{threading.active_count()} threads, and not {most}")
+
+
+@pytest.mark.parametrize("cause", ["each has a heap of its own", "the system begins no more"])
+def test_where_no_thread_gets_the_first_heap_the_caller_computes_itself_and_none_is_sought_again(cause, monkeypatch):
+    begun = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *given):
+            begun.append(self)
+            if cause == "the system begins no more":
+                raise RuntimeError("can't start new thread")
+            return super().submit(*given)
+
+    monkeypatch.setattr(allocator, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(allocator, "_has_first_heap", lambda: False)
     monkeypatch.setattr(allocator, "_idle_helpers", [])
+    monkeypatch.setattr(allocator, "_search_has_failed", threading.Event())
     before = threading.active_count()
     assert allocator.with_kept_memory(threading.current_thread) is threading.current_thread()
-    assert allocator._idle_helpers == []
-    for _ in range(100):
-        if threading.active_count() <= before:
-            break
-        threading.Event().wait(0.05)
-    assert threading.active_count() <= before
+    sought = len(begun)
+    assert sought == (1 if cause == "the system begins no more" else allocator._TRIES)
+    assert allocator.with_kept_memory(threading.current_thread) is threading.current_thread()
+    assert len(begun) == sought
+    wait_for_threads(before)
+
+
+FORKING = """
+import os, sys, threading
+from geodl_dask import allocator
+
+allocator._has_first_heap = lambda: "network" in threading.current_thread().name
+assert allocator.with_kept_memory(divmod, 7, 2) == (3, 1)
+assert len(allocator._idle_helpers) == 1
+child = os.fork()
+if not child:
+    os._exit(allocator.with_kept_memory(divmod, 7, 2) != (3, 1))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_process_that_was_forked_waits_for_no_helper_that_it_has_not_got():
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_memory_of_another_library_is_left_alone(monkeypatch):
+    """A library in glibc's place (LD_PRELOAD) is made up: what stands before its pieces is not known."""
+
+    class Other:
+        malloc = ctypes.CDLL(None).free
+
+    plain = ctypes.CDLL
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: Other if name is None else plain(name))
+    assert not allocator._is_glibc.__wrapped__()
 
 
 @pytest.mark.parametrize("largest", [1 << 25, 0])

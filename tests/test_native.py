@@ -258,6 +258,31 @@ def test_a_normalisation_after_a_convolution_costs_nothing_and_changes_nothing(c
     assert ("batch_norm" in operators) is not can_be_frozen
 
 
+class Viewing(torch.nn.Module):
+    """Takes the features of a convolution for one piece of memory, band after band, which channels last are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolve = torch.nn.Conv2d(6, 2, 3, padding=1)
+
+    def forward(self, stack: torch.Tensor) -> torch.Tensor:
+        found = self.convolve(stack / 255)
+        return found.view(found.shape[0], -1).view(found.shape)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("suffix", ["pt", "pt2"])
+def test_a_network_that_counts_on_the_order_of_its_features_gets_that_order(suffix, load):
+    network, batch = Viewing().eval(), tiles(count=1)
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        network.to(memory_format=torch.channels_last)(stacked(batch).contiguous(memory_format=torch.channels_last))
+    network.to(memory_format=torch.contiguous_format)
+    runner = load(network, suffix=suffix, GeodlDask={"output": "logits"})
+    with torch.inference_mode():
+        np.testing.assert_allclose(runner.predict(batch), network(stacked(batch)).numpy(), atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(("size", "is_large"), [(512, True), (64, False)])
 def test_a_large_prediction_runs_where_freed_memory_is_kept(size, is_large, load, monkeypatch):

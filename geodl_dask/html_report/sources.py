@@ -71,8 +71,8 @@ class Result:
         """Its classes, and the values that it holds without naming them. pixels : by value, nodata not among them."""
         try:
             table = ClassTable.from_attrs(self.attrs)
-        except (GeodlError, ValueError, TypeError, AttributeError, IndexError) as error:
-            raise RasterInputError(f"The class table of {self.path} cannot be used: {error}") from error
+        except RasterInputError as error:
+            raise RasterInputError(f"{self.path}: {error}") from error
         if table is None:
             raise RasterInputError(
                 f"{self.path} has no class table in its attributes (flag_values, flag_colors, class_names); a result "

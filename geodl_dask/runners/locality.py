@@ -43,14 +43,15 @@ def probe_locality(runner: NativeRunner, samples: list[tuple[np.ndarray, ...]], 
         return Locality("it answers with classes, which do not show what they hang on")
     if runner.size_is_fixed:
         return Locality("its input has a fixed size")
-    noise, pair, four = samples[0], TileRun(0, 0, 1, 2), TileRun(0, 0, 2, 2)
+    noise, pair, four, most = samples[0], *(TileRun(0, 0, *shape) for shape in ((1, 2), (2, 2), (run, run)))
     try:
         with runner.lane():  # the least first: by it most networks that are refused are known
             inputs = _inputs(runner, noise, pair)
             with _most_in_use(inputs[0].device) as used:
                 scores = _core(runner, inputs, pair)
+                obstacle = _reach(runner, inputs, scores, pair)
             bytes_per_px = MARGIN * used[0] / pair.merged(runner.tile).area_px
-            obstacle = _reach(runner, inputs, scores, pair) or _difference(runner, inputs, scores, pair)
+            obstacle = obstacle or _difference(runner, inputs, scores, pair)
         if obstacle:
             return Locality(obstacle)
 
@@ -61,7 +62,7 @@ def probe_locality(runner: NativeRunner, samples: list[tuple[np.ndarray, ...]], 
                 obstacle = _reach(runner, inputs, scores, shape) if shape == four else None
                 return obstacle or _difference(runner, inputs, scores, shape)
 
-        trials = [(noise, TileRun(0, 0, run, run)), *((images, four) for images in samples)]
+        trials = [(noise, most)] * (most != four) + [(images, four) for images in samples]
         with ThreadPoolExecutor(min(len(trials), CPU_COUNT)) as pool:
             return Locality(next(filter(None, pool.map(try_out, *zip(*trials, strict=True))), None), bytes_per_px)
     except GeodlError as error:

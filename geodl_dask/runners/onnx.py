@@ -71,10 +71,10 @@ class OnnxNetwork:
         try:
             answer = self._session.run(None, dict(zip(self._inputs, given, strict=True)))[0]
         except Exception as error:  # onnxruntime's errors derive from Exception alone
-            shapes = " and ".join(str(each.shape) for each in given)
+            shapes, cause = " and ".join(str(each.shape) for each in given), str(error).removesuffix(".")
             if is_memory_shortage(error):
                 raise MemoryShortageError(
-                    f"There is not memory enough for {self._source} and {shapes}: {error}. {LESS_MEMORY}"
+                    f"There is not memory enough for {self._source} and {shapes}: {cause}. {LESS_MEMORY}"
                 ) from error
             raise ModelFileError(
                 f"The network of {self._source} does not take {shapes} (tile, band, y, x): {error}"

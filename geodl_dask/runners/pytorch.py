@@ -83,10 +83,10 @@ class TorchNetwork:
         )
 
     def _ready_module(self) -> torch.nn.Module:
-        """The network on its device, laid out, and made as fast as it can be without another answer."""
+        """The network on its device, as fast as it can be made without another answer, but for rounding."""
         order = torch.channels_last if self._is_channels_last else torch.contiguous_format
-        module = self._given or self._load_plain()
-        module = module.to(self.device).to(memory_format=order)  # type: ignore[call-overload]
+        module = self._given.to(self.device) if self._given else self._load_plain()
+        module.to(memory_format=order)  # type: ignore[call-overload]
         if not isinstance(module, torch.jit.ScriptModule):
             if self._is_compiled:
                 module.compile()
@@ -147,7 +147,7 @@ class TorchNetwork:
         count, *_, height, width = meta.shape
         self.batch_size = count if isinstance(count, int) else None
         self.tile_yx = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-        return program.module()
+        return program.module().to(self.device)
 
 
 @contextmanager
