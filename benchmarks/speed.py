@@ -103,16 +103,17 @@ def calibrate(job: Job) -> dict[str, Setting]:
     best = {}
     side = WINDOW_PX + 2 * PEER_PADDING
     for kind, side_px, batches in (("tiles", TILE_PX, (1, 8)), ("merged", side, (1,))):
-        seconds = {}
-        for setting, batch in product(settings(), batches):
-            tried = replace(job, setting=replace(setting, batch=batch), window_px=side_px, windows=1.0)
-            seconds[tried.setting] = measure(sys.executable, "floors:forward", tried).seconds
+
+        def seconds_with(setting: Setting, side_px: int = side_px) -> float:
+            tried = replace(job, setting=setting, window_px=side_px, windows=1.0)
+            return measure(sys.executable, "floors:forward", tried).seconds
+
+        tried = [replace(setting, batch=batch) for setting, batch in product(settings(), batches)]
+        seconds = {setting: seconds_with(setting) for setting in tried}
         for setting in sorted(seconds, key=seconds.__getitem__)[:AGAIN]:
-            again = replace(job, setting=setting, window_px=side_px, windows=1.0)
-            seconds[setting] = min(seconds[setting], measure(sys.executable, "floors:forward", again).seconds)
+            seconds[setting] = min(seconds[setting], seconds_with(setting))
         frozen = replace(min(seconds, key=seconds.__getitem__), is_frozen=True)
-        again = replace(job, setting=frozen, window_px=side_px, windows=1.0)
-        seconds[frozen] = measure(sys.executable, "floors:forward", again).seconds
+        seconds[frozen] = seconds_with(frozen)
         best[kind] = min(seconds, key=seconds.__getitem__)
         for setting, taken in sorted(seconds.items(), key=lambda each: each[1]):
             speed = side_px**2 / taken / 1e6

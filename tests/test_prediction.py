@@ -414,7 +414,7 @@ def test_a_network_of_fixed_batch_is_not_given_less_and_works_again_afterwards(r
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
         short.setattr("geodl_dask.runners.pytorch.TorchNetwork._answer", fail)
-        with pytest.raises(InferenceError, match="Its batch axis is fixed"):
+        with pytest.raises(InferenceError, match="its batch axis is fixed"):
             change.compute(scheduler="synchronous")
     np.testing.assert_array_equal(change.compute(scheduler="synchronous"), expected)
 

@@ -135,7 +135,7 @@ class NativeRunner:
         except MemoryShortageError as error:
             if self._network.batch_size is None:
                 raise
-            raise InferenceError(f"{error} Its batch axis is fixed, so it cannot be given less.") from error
+            raise InferenceError(f"{error} It takes no fewer at once: its batch axis is fixed.") from error
 
     def _try_out(self, spec: RunnerSpec, given: dict[str, str]) -> torch.Tensor:
         """Settle the batch size, and give the scores of some random pixels."""

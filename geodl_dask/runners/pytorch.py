@@ -28,8 +28,8 @@ class TorchNetwork:
     """A torch network on one device. Raises ModelFileError where the file cannot be loaded or run.
 
     On a CPU its weights lie channels last, which its convolutions are faster with, and TorchScript is frozen: a
-    normalisation that follows a convolution becomes part of its weights. On a GPU they do where it computes in half
-    precision.
+    normalisation that follows a convolution becomes part of its weights. On a GPU weights lie channels last where it
+    computes in half precision.
 
     module : the network, in eval mode, where it does not stand in the model's file.
     """
