@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import dask
+import distributed.config  # noqa: F401  # the defaults of which one is changed below
 import numpy as np
 import pytest
 import torch
