@@ -164,8 +164,9 @@ def infer_block(
     """
     plan, tile = inference.plan, inference.plan.tile
     fill, (rows, cols) = plan.fill(core), plan.tiles_yx(core)
+    images = tuple(_padded(_filled(pixels, valid, inference), fill) for pixels in images)
     valid = _padded(valid, fill)
-    block = _Block(tuple(_filled(pixels, fill, valid, inference) for pixels in images), valid, core, tile)
+    block = _Block(images, valid, core, tile)
     asked = crop_to_core(valid, TileRun(0, 0, rows, cols).merged(tile))
     if wanted is not None:
         asked = asked & _padded(wanted, tuple((0, n - m) for n, m in zip(asked.shape, wanted.shape, strict=True)))
@@ -288,21 +289,18 @@ def _load(spec: RunnerSpec, processor: Processor) -> LoadedModel:
     return LoadedModel(load_runner(replace(spec, definition=definition, device=choose_device(processor))))
 
 
-def _padded(flags: np.ndarray, fill: tuple[tuple[int, int], ...]) -> np.ndarray:
-    """(y, x) bool with False around."""
-    return np.pad(flags, fill) if any(map(any, fill)) else flags
+def _padded(pixels: np.ndarray, fill: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """(..., y, x) with 0 or False around."""
+    return np.pad(pixels, ((0, 0),) * (pixels.ndim - 2) + fill) if any(map(any, fill)) else pixels
 
 
-def _filled(
-    pixels: np.ndarray, fill: tuple[tuple[int, int], tuple[int, int]], valid: np.ndarray, inference: Inference
-) -> np.ndarray:
-    """(band, y, x) over whole tiles: the one place where pixels without observation get their value, which is 0.
+def _filled(pixels: np.ndarray, valid: np.ndarray, inference: Inference) -> np.ndarray:
+    """(band, y, x): the one place where pixels without observation get their value, which is 0.
 
     Every raster gets it where any has no observation, so that no edge looks like a change.
     """
     pixels = pixels.astype(inference.spec.pixel_type, copy=False)
-    padded = np.pad(pixels, ((0, 0), *fill)) if any(map(any, fill)) else pixels
-    return padded if valid.all() else np.where(valid, padded, padded.dtype.type(0))
+    return pixels if valid.all() else np.where(valid, pixels, pixels.dtype.type(0))
 
 
 @dataclass(frozen=True)
