@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -33,6 +36,7 @@ SHARDED_ABOVE_PX = 2_048
 """A block with a longer side is a shard of several chunks, which are read one by one."""
 _CHUNK_PX = 128, 1_024
 """The sides that a shard's chunks may have."""
+_ignoring = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -210,9 +214,7 @@ def _begin(layers: list[xr.DataArray], group: Path, spare: Path, zarr_format: Za
 def _create(layers: list[xr.DataArray], store: Path, zarr_format: ZarrFormat) -> None:
     """The store with everything but its chunks."""
     encoded = [_encoded(layer, zarr_format) for layer in layers]
-    with warnings.catch_warnings():
-        # Zarr 3's specification has no word on consolidated metadata yet, and xarray warns where it is missing.
-        warnings.filterwarnings("ignore", "Consolidated metadata")
+    with _no_word_on_consolidation():
         xr.Dataset({variable.name: variable for variable, _ in encoded}, attrs=group_attrs(grid_of(layers[0]))).to_zarr(
             store, mode="w", compute=False, zarr_format=zarr_format, consolidated=True,
             encoding={variable.name: encoding for variable, encoding in encoded},
@@ -290,6 +292,16 @@ def _list_levels(store: Path, name: str, grid: GeoBox) -> None:
 
 
 def _consolidate(store: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Consolidated metadata")
+    with _no_word_on_consolidation():
         zarr.consolidate_metadata(store)
+
+
+@contextmanager
+def _no_word_on_consolidation() -> Iterator[None]:
+    """Zarr 3's specification has no word on consolidated metadata yet, of which Zarr warns; xarray where it is missing.
+
+    One thread at a time: what Python ignores it ignores for the whole process, and restores for it.
+    """
+    with _ignoring, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata")
+        yield
