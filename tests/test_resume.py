@@ -84,8 +84,12 @@ def part(out: Path, row: int, col: int) -> Path:
 
 
 def files_in(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """All files but locks, and when they were written."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    """All files but locks and halves of chunks, which Zarr writes beside them, and when they were written."""
+    files = (
+        path
+        for path in folder.rglob("*")
+        if path.name != "lock" and not path.name.endswith(".partial") and path.is_file()
+    )
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
