@@ -17,6 +17,7 @@ import dask
 import psutil
 import pytest
 from click.testing import CliRunner
+from distributed.core import Status
 from slurm import obstacle, slurm
 
 import geodl_dask as gd
@@ -337,9 +338,15 @@ def test_job_whose_workers_have_left_is_submitted_again_and_once(gpus, local_job
         assert job_queue.jobs_of(client) == again
 
 
+def nanny_states(client) -> list[Status]:
+    return list(client.run(lambda dask_worker: dask_worker.status, nanny=True).values())
+
+
 def test_worker_process_that_dies_is_not_a_job_that_has_ended(local_jobs):
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "15s"}), gd.connect(config=local_jobs) as client:
         client.wait_for_workers(1, timeout=180)
+        # A process that dies before its nanny has done with starting it ends the nanny, and so the job.
+        wait_until(lambda: nanny_states(client) == [Status.running])
         jobs, (pid,) = job_queue.jobs_of(client), client.run(os.getpid).values()
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: pid not in client.run(os.getpid, on_error="ignore").values() and client.nthreads())
