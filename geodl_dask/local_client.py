@@ -23,11 +23,12 @@ class LocalClient(Client):
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What asyncio says of its loop, less that a wait has timed out which nobody waits for any more.
+    """What asyncio says of its loop, less of a wait that has timed out when nobody waited any more.
 
     distributed leaves one now and then where it closes a stream that is about to send, after a run that went well.
     """
-    if not isinstance(context.get("exception"), TimeoutError):
+    is_left = isinstance(context.get("exception"), TimeoutError) and "never retrieved" in context.get("message", "")
+    if not is_left:
         loop.default_exception_handler(context)
 
 
