@@ -36,6 +36,7 @@ def stalled(words: dict[str, str], out: Path) -> subprocess.Popen:
         running = start(words, out)
         wait_for_blocks(running, out, 10)
         running.send_signal(signal.SIGSTOP)
+        os.waitpid(running.pid, os.WUNTRACED)  # until then a block may be half way to its name
         if not out.exists():
             return running
         running.kill()  # it was too fast
