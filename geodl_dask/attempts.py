@@ -17,9 +17,9 @@ from distributed.client import FutureCancelledError
 
 from .blocks import BlockStore, Index, Lattice, NotKeptError, Tally, count_kept, in_words, pack_recipe, write_block
 from .errors import GeodlError
-from .failures import NONE, event, failure, killed, lost, memory_of, not_kept, place
+from .failures import NONE, event, failure, killed, lost, not_kept, place
 from .reputation import Reputation
-from .workers import Crew, Report, work
+from .workers import Crew, Report, memory_of, work
 
 log = logging.getLogger(__name__)
 

@@ -24,11 +24,11 @@ from distributed.client import FutureCancelledError
 from .attempts import Attempts
 from .blocks import BlockStore, Index, Lattice, NotKeptError, Tally, count_kept, in_words, stands_alone, write_block
 from .errors import OutputError
-from .failures import NONE, event, failure, killed, lost, memory_of, not_kept, place
+from .failures import NONE, event, failure, killed, lost, not_kept, place
 from .local_client import LocalClient
 from .reputation import TRIES
 from .shards import Shard
-from .workers import Crew, all_see, noticing_absence, prepared_workers
+from .workers import Crew, all_see, memory_of, noticing_absence, prepared_workers
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import dask.array as da
-from dask.utils import format_bytes
 from distributed import Client, KilledWorker
 
 from .blocks import Index
@@ -14,12 +13,6 @@ from .errors import BlockFailedError, SchedulerLostError
 NONE = "none could be computed, so the others were not tried"
 NAMED = 3
 """Blocks that an error names, of those that failed."""
-
-
-def memory_of(client: Client) -> str:
-    """What a worker process may take, in words; nothing where that is not limited."""
-    limits = {worker["memory_limit"] for worker in client.scheduler_info()["workers"].values()} - {0, None}
-    return f" of {format_bytes(min(limits))}" if limits else ""
 
 
 def killed(error: KilledWorker, memory: str) -> str:

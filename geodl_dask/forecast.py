@@ -19,6 +19,7 @@ from .dispatch import blocks_per_task
 from .kernel import Inference
 from .rasters.grids import describe_grid
 from .shards import Shard
+from .workers import memory_limit
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ class Room:
     def of_client(cls, client: Client) -> Room:
         """As they are by now."""
         threads = client.nthreads().values()
-        limits = {worker["memory_limit"] for worker in client.scheduler_info()["workers"].values()} - {0, None}
-        return cls(len(threads), max(threads, default=1), min(limits, default=0))
+        return cls(len(threads), max(threads, default=1), memory_limit(client))
 
 
 @dataclass(frozen=True)

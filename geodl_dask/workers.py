@@ -26,6 +26,7 @@ from typing import Any, Protocol, runtime_checkable
 import dask.array as da
 import numpy as np
 from dask.blockwise import Blockwise
+from dask.utils import format_bytes
 from distributed import Client, Worker, get_worker
 
 from .allocator import give_back_freed_memory
@@ -222,9 +223,35 @@ _PAUSED = (
 )
 
 
+def worker_info(client: Client, most: int = -1) -> dict[str, dict[str, Any]]:
+    """What the scheduler knows of the workers, by their addresses. Raises SchedulerLostError.
+
+    most : of so many of them, or -1 for all, which takes longer.
+    """
+    # Not by scheduler_info (distributed 2026.8): now and then it returns what the client asks for by itself, in which
+    # there are no workers.
+    scheduler: Any = client.scheduler
+    try:
+        info: dict[str, Any] = client.sync(scheduler.identity, n_workers=most)
+    except OSError as error:
+        raise lost(client) from error
+    return info["workers"]
+
+
+def memory_limit(client: Client) -> int:
+    """Of the worker process that may take least, bytes; 0: not limited."""
+    return min({worker["memory_limit"] for worker in worker_info(client).values()} - {0, None}, default=0)
+
+
+def memory_of(client: Client) -> str:
+    """What a worker process may take, in words; nothing where that is not limited."""
+    limit = memory_limit(client)
+    return f" of {format_bytes(limit)}" if limit else ""
+
+
 def _states(client: Client, most: int) -> set[str]:
-    """How workers are, such as running or paused. most : so many of them, or -1 for all, which takes longer."""
-    return {worker["status"] for worker in client.scheduler_info(n_workers=most)["workers"].values()}
+    """How workers are, such as running or paused. most : as of `worker_info`."""
+    return {worker["status"] for worker in worker_info(client, most).values()}
 
 
 @contextmanager
@@ -239,7 +266,7 @@ def noticing_absence(client: Client) -> Iterator[None]:
             try:
                 states = _states(client, 5)
                 states = states if "running" in states else _states(client, -1)
-            except (OSError, SchedulerLostError, RuntimeError, AttributeError, KeyError):  # lost, or closed
+            except (SchedulerLostError, RuntimeError, AttributeError):  # lost, or closed
                 continue
             now = time.monotonic()
             missing_since = None if "running" in states else missing_since or now

@@ -25,6 +25,7 @@ from geodl_dask import job_queue
 from geodl_dask.cli import cli
 from geodl_dask.cluster_config import read_cluster_config
 from geodl_dask.errors import MissingDependencyError, RequestError
+from geodl_dask.workers import worker_info
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("dask_jobqueue") is None, reason="jobs need dask-jobqueue (the extra hpc)"
@@ -237,7 +238,7 @@ def local_jobs(monkeypatch, tmp_path):
 
 
 def names_and_addresses(client) -> dict[str, str]:
-    return {worker["name"]: address for address, worker in client.scheduler_info()["workers"].items()}
+    return {worker["name"]: address for address, worker in worker_info(client).items()}
 
 
 def is_running(job: str) -> bool:

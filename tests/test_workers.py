@@ -29,7 +29,7 @@ import geodl_dask as gd
 from geodl_dask import kernel, workers
 from geodl_dask.dispatch import store_blocks
 from geodl_dask.errors import BlockFailedError, DeviceError, MissingDependencyError, WorkerSetupError
-from geodl_dask.workers import preparations_of
+from geodl_dask.workers import memory_limit, preparations_of, worker_info
 
 
 @contextmanager
@@ -377,7 +377,7 @@ def test_worker_that_fails_at_every_block_is_set_aside_once_and_its_blocks_are_d
     store = FolderOfBlocks(tmp_path)
     with processes(3) as client:
         tally = store_blocks(array_of(compute, 60), store)
-        left = {worker["name"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()}
+        left = {worker["name"] for worker in worker_info(client).values()}
     assert (tally.computed, tally.failed) == (60, {})
     assert set(store.writes().values()) == {1}
     assert left == {0, 2}
@@ -499,6 +499,17 @@ def test_run_without_workers_says_that_it_waits_and_goes_on_when_one_comes(tmp_p
     assert caplog.text.count("There are no workers, and the run waits for some") == 1
 
 
+def test_what_is_known_of_workers_is_not_what_the_client_asks_for_meanwhile():
+    with (
+        dask.config.set({"distributed.client.scheduler-info-interval": "1ms"}),
+        LocalCluster(n_workers=6, processes=False, memory_limit="1GiB", dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        assert [memory_limit(client) for _ in range(300)] == [2**30] * 300
+        assert {len(worker_info(client)) for _ in range(300)} == {6}
+        assert {len(worker_info(client, 5)) for _ in range(300)} == {5}
+
+
 def test_workers_that_dask_has_paused_are_told_of_and_the_run_goes_on_when_they_do(tmp_path, caplog, monkeypatch):
     """By what the whole process holds, of which a worker in it has a share."""
     monkeypatch.setattr(workers, "PATIENCE_S", 0.5)
@@ -507,7 +518,7 @@ def test_workers_that_dask_has_paused_are_told_of_and_the_run_goes_on_when_they_
         LocalCluster(n_workers=6, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
-        while {worker["status"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()} != {"paused"}:
+        while {worker["status"] for worker in worker_info(client).values()} != {"paused"}:
             time.sleep(0.05)
 
         def free_memory() -> None:
