@@ -71,7 +71,8 @@ def parts_of(out: Path) -> dict[tuple[int, int], tuple[int, int]]:
     """The finished blocks of a run, by what tells whether a file was written anew."""
     if out.suffix == ".zarr":
         files = {
-            (int(path.parent.name), int(path.name)): path for path in partial_of(out).glob("parts-*/*/*/c/*/*[0-9]")
+            (int(path.parent.name), int(path.name)): path
+            for path in partial_of(out).glob("parts-*/store.zarr/*/c/*/*[0-9]")  # before, its name is another
         }
     else:
         files = {tuple(map(int, path.stem.split("_"))): path for path in partial_of(out).glob("parts-*/*_*.tif")}

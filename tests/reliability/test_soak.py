@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .conftest import SEED, budget
+from .conftest import IS_LONG, SEED, budget
 from .soak import Soak, save_picture, soak
 
 
@@ -11,7 +11,9 @@ def test_run_whose_workers_are_killed_all_the_time_ends_with_the_same_bytes(coun
     lost = len(seen.differing)
     counted("soak: workers killed", seen.blocks, len(seen.kills), len(seen.kills) if not lost else 0, seen.told())
     assert len(seen.kills) >= budget(1, 100)
-    assert (seen.differing, seen.grown()) == ([], {})
+    assert seen.differing == []
+    if IS_LONG:  # in seconds each worker is killed before it holds all that it needs
+        assert seen.grown() == {}
 
 
 def test_growth_is_seen(tmp_path):
