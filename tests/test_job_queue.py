@@ -344,13 +344,14 @@ def nanny_states(client) -> list[Status]:
 
 
 def test_worker_process_that_dies_is_not_a_job_that_has_ended(local_jobs):
-    with dask.config.set({"distributed.deploy.lost-worker-timeout": "15s"}), gd.connect(config=local_jobs) as client:
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "8s"}), gd.connect(config=local_jobs) as client:
         client.wait_for_workers(1, timeout=180)
         # A process that dies before its nanny has done with starting it ends the nanny, and so the job.
         wait_until(lambda: nanny_states(client) == [Status.running])
         jobs, (pid,) = job_queue.jobs_of(client), client.run(os.getpid).values()
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: pid not in client.run(os.getpid, on_error="ignore").values() and client.nthreads())
+        time.sleep(9)  # longer than lost workers are waited for
         assert job_queue.jobs_of(client) == jobs
 
 
