@@ -36,7 +36,7 @@ SHARDED_ABOVE_PX = 2_048
 """A block with a longer side is a shard of several chunks, which are read one by one."""
 _CHUNK_PX = 128, 1_024
 """The sides that a shard's chunks may have."""
-_ignoring = threading.Lock()
+_warnings_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -302,6 +302,6 @@ def _no_word_on_consolidation() -> Iterator[None]:
 
     One thread at a time: what Python ignores it ignores for the whole process, and restores for it.
     """
-    with _ignoring, warnings.catch_warnings():
+    with _warnings_lock, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Consolidated metadata")
         yield

@@ -72,7 +72,7 @@ def parts_of(out: Path) -> dict[tuple[int, int], tuple[int, int]]:
     if out.suffix == ".zarr":
         files = {
             (int(path.parent.name), int(path.name)): path
-            for path in partial_of(out).glob("parts-*/store.zarr/*/c/*/*[0-9]")  # before, its name is another
+            for path in partial_of(out).glob("parts-*/store.zarr/*/c/*/*[0-9]")  # so named once it is whole
         }
     else:
         files = {tuple(map(int, path.stem.split("_"))): path for path in partial_of(out).glob("parts-*/*_*.tif")}
