@@ -226,11 +226,10 @@ def finalize_command(output: str, log_json: Path | None, quiet: bool, verbose: i
     Needs neither the model nor the rasters. Where blocks are missing it says which, and nothing is lost.
     """
     with manners(verbose, log_json) as say:
-        from .finishing import finalize, left_result, place_of
-        from .growth import partial_of
+        from .finishing import finalize, left_result
 
         started = time.perf_counter()
-        change = left_result(output) if partial_of(place_of(output)).exists() else None
+        change = left_result(output)
         _say_started(say)
         written = showing_progress(partial(finalize, output), output, quiet=quiet)
         _say_finished(say, written, seconds := time.perf_counter() - started)

@@ -10,6 +10,8 @@ from distributed import Client, KilledWorker
 from .blocks import Index
 from .errors import BlockFailedError, SchedulerLostError
 
+SIGNS_OF_LOSS = OSError, RuntimeError, AttributeError
+"""What distributed's clients (2026.8) raise without a scheduler: the last two once they try no longer to reach it."""
 NONE = "none could be computed, so the others were not tried"
 NAMED = 3
 """Blocks that an error names, of those that failed."""

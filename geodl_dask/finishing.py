@@ -46,18 +46,23 @@ def finalize(path: str | os.PathLike[str], *, progress: Progress | None = None) 
             with growing_output(here, left, resume=True):
                 pass  # of one that was stopped when all else was done: its parts are removed
         return written_by(out, standing)
-    change = left_result(path)
+    change = _result_of(left, here)
     return join_result(change, out, result_format(change, path, **_layout_of(left)), left, progress)
 
 
-def left_result(path: str | os.PathLike[str]) -> xr.DataArray | xr.Dataset:
+def left_result(path: str | os.PathLike[str]) -> xr.DataArray | xr.Dataset | None:
     """What runs have left of a result, as `detect_change` gives it, but that its blocks cannot be computed.
 
-    Of a result that is whole already, or begun by an older version, there is none. Raises OutputError.
+    None where they have left nothing, or it is whole already. Raises OutputError where that cannot be told, as when
+    an older version has begun it.
     """
     here = place_of(path)
     left = Manifest.read(partial_of(here) / PARTS_MANIFEST)
-    if left is None or "attrs" not in left.form:
+    return None if left is None else _result_of(left, here)
+
+
+def _result_of(left: Manifest, here: Path) -> xr.DataArray | xr.Dataset:
+    if "attrs" not in left.form:
         raise OutputError(f"{partial_of(here)} has no manifest that says what the result is to be.")
     try:
         return _lazy_result(left)

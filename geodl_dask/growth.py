@@ -224,7 +224,7 @@ def _clear(partial: Path, out: Path) -> None:
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         elif left != Post(partial).lock:
-            left.unlink()
+            left.unlink(missing_ok=True)  # of a moment, as a look at the clock of a network disk
 
 
 def _require_ours(partial: Path) -> None:

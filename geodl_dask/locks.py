@@ -85,7 +85,10 @@ class Post:
     @contextmanager
     def occupied(self) -> Iterator[None]:
         """Say in the file that this process is at work, again and again; gone when it is not."""
-        self.owner.write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
+        # Under its name once it is whole: an empty one says nothing of this machine.
+        unnamed = self.owner.with_name(f"{self.owner.name}.{os.getpid()}")
+        unnamed.write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
+        unnamed.replace(self.owner)
         ended = threading.Event()
 
         def beat() -> None:

@@ -230,10 +230,11 @@ def _sides_of(path: Path) -> list[Path]:
 
 def _is_replaceable(out: Path) -> bool:
     """Whether nothing is lost with what stands there but an earlier result."""
-    if not out.is_dir():
+    try:
+        names = {each.name for each in out.iterdir()}
+    except (NotADirectoryError, FileNotFoundError):  # the latter while another run puts its own there
         return True
-    is_store = any((out / name).is_file() for name in ZARR_RECORDS) or not any(out.iterdir())
-    return out.suffix.lower() == ".zarr" and is_store
+    return out.suffix.lower() == ".zarr" and (not names or not names.isdisjoint(ZARR_RECORDS))
 
 
 def _share_files(out: Path, given: str) -> bool:

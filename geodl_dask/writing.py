@@ -151,6 +151,8 @@ def join_result(
     """
     task = _Task(change, regular_blocks(change), plain_layers(change)[0], form, out, left)
     with growing_output(task.here, left, resume=True) as growth:
+        if growth.started.parts != left.parts:
+            raise OutputExistsError(f"Another run has made {out} of the blocks meanwhile, or has removed them.")
         finished = _finished_before(task, growth, keep_going=True)
         if finished is None:
             failed = _failed_in_shards(task, growth)

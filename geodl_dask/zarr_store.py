@@ -8,7 +8,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -73,10 +73,25 @@ class ZarrBlocks:
         if array.shards:
             self._remove_if_broken(index)
         array[row : row + values.shape[0], col : col + values.shape[1]] = values
+        if not Path(self.path, self._record).exists():
+            self._remove_stray(index)
 
     def remove_block(self, index: Index) -> None:
         """What an earlier run may have left unreadable; without its file a block is nodata."""
         self.file(index).unlink(missing_ok=True)
+
+    @property
+    def _record(self) -> str:
+        return "zarr.json" if self.zarr_format == 3 else ".zarray"
+
+    def _remove_stray(self, index: Index) -> None:
+        """Zarr makes the folders that it misses: without this, a block that is late brings a run's folder back."""
+        file = self.file(index)
+        file.unlink(missing_ok=True)
+        above = [place.suffix == ".partial" for place in file.parents]
+        with suppress(OSError):  # as another block is late, too
+            for folder in file.parents[: above.index(True) + 1 if any(above) else 0]:
+                folder.rmdir()
 
     def _remove_if_broken(self, index: Index) -> None:
         """Zarr 3.1 reads the shard that stands there before it writes, and fails where it cannot."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
+from distributed.utils import json_load_robust
 
 
 @contextmanager
@@ -21,11 +20,7 @@ def dask_processes(workers: int = 1) -> Iterator[tuple[str, psutil.Process]]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         told = Path(folder, "scheduler.json")
         scheduler = _start(stack, "dask_scheduler", "--scheduler-file", str(told), "--port", "0", "--host", "127.0.0.1")
-        until = time.monotonic() + 180
-        while not told.exists():
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        address = json.loads(told.read_text())["address"]
+        address = json_load_robust(told, timeout=180)["address"]
         if workers:
             _start(
                 stack,
@@ -56,5 +51,6 @@ def _end(running: subprocess.Popen) -> None:
     if running.poll() is None:
         started = psutil.Process(running.pid).children(recursive=True)
         for each in [psutil.Process(running.pid), *started]:
-            each.kill()
+            with suppress(psutil.NoSuchProcess):  # it has ended with whom it was started by
+                each.kill()
     running.wait()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,8 @@ class Host:
         finally:
             if process.poll() is None:
                 for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-                    each.kill()
+                    with suppress(psutil.NoSuchProcess):  # it has ended with whom it was started by
+                        each.kill()
             process.communicate()
 
     def worker(self, address: str, *words: str, nannies: int = 1, **environment: str):

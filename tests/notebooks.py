@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from traitlets.config import Config
 
 TIMEOUT_S = 300
 """Of a cell, on a machine that is busy with other things."""
@@ -29,16 +30,25 @@ def execute(path: Path, folder: Path) -> NotebookNode:
     Raises nbclient's CellExecutionError where a cell fails.
     """
     notebook = read_notebook(path)
-    client = NotebookClient(
-        notebook, timeout=TIMEOUT_S, kernel_name="python3", record_timing=False,
-        resources={"metadata": {"path": str(folder)}},
-    )  # fmt: skip
     commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    client.execute(env={**os.environ, "PATH": commands})
+    with tempfile.TemporaryDirectory() as sockets:
+        client = NotebookClient(
+            notebook, timeout=TIMEOUT_S, iopub_timeout=TIMEOUT_S, kernel_name="python3", record_timing=False,
+            resources={"metadata": {"path": str(folder)}}, config=_without_ports(sockets),
+        )  # fmt: skip
+        # That a worker takes its time to end, of which Dask warns, is the machine's doing.
+        client.execute(env={**os.environ, "PATH": commands, "DASK_LOGGING__DISTRIBUTED": "error"})
     for each in notebook.cells:
         if each.cell_type == "code":
             each.outputs = _joined(each.outputs)
     return notebook
+
+
+def _without_ports(folder: str) -> Config:
+    """A kernel that listens at files: a port that is free may be somebody else's by the time that it begins."""
+    if sys.platform == "win32":
+        return Config()
+    return Config({"ConnectionFileMixin": {"transport": "ipc", "ip": f"{folder}/kernel"}})
 
 
 def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -112,9 +113,14 @@ def _places_of_munge(folder: Path) -> list[str]:
 
 
 def _free_ports(count: int) -> list[int]:
+    """Below those that the system gives to whoever asks for any, or one may be given away before Slurm takes it."""
     with ExitStack() as stack:
-        listening = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in listening]
+        ports: list[int] = []
+        while len(ports) < count:
+            with suppress(OSError):  # somebody has it
+                listening = socket.create_server(("127.0.0.1", random.SystemRandom().randrange(12_000, 30_000)))
+                ports.append(stack.enter_context(listening).getsockname()[1])
+        return ports
 
 
 def _path() -> str:

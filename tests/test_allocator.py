@@ -66,6 +66,7 @@ def other_heap(monkeypatch):
     """Every thread has a heap of its own, but for the helpers: glibc deals heaps out as it pleases."""
     monkeypatch.setattr(allocator, "_has_first_heap", lambda: "network" in threading.current_thread().name)
     monkeypatch.setattr(allocator, "_idle_helpers", [])
+    monkeypatch.setattr(allocator, "_search_has_failed", threading.Event())
 
 
 @pytest.mark.usefixtures("other_heap")

@@ -470,7 +470,7 @@ def test_model_as_json_text_and_arguments_are_obeyed(inputs, models, tmp_path):
 
 def test_terminal_shows_progress_with_rate_and_a_pipe_beside_it_stays_plain(inputs, tmp_path):
     ours, theirs = pty.openpty()
-    words = (inputs["whole"], inputs["whole"], str(tmp_path / "change.tif"), inputs["model"], "--chunks", "64")
+    words = (inputs["whole"], inputs["whole"], str(tmp_path / "change.tif"), inputs["model"], "--chunks", "24")
     running = subprocess.Popen(
         [COMMAND, "detect-change", *words], stdout=subprocess.PIPE, stderr=theirs, text=True,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"},

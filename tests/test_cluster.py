@@ -128,6 +128,16 @@ def test_scheduler_file_that_cannot_be_used_is_named(content, says, tmp_path):
         gd.connect(str(path))
 
 
+def test_scheduler_file_that_is_being_written_is_waited_for(tmp_path):
+    path, content = tmp_path / "scheduler.json", b'{"address": "nowhere"}'
+    path.write_bytes(content[:5])
+    writing = threading.Timer(0.3, path.write_bytes, [content])
+    writing.start()
+    with pytest.raises(RequestError, match="No Dask scheduler can be reached at nowhere, which"):
+        gd.connect(str(path))
+    writing.join()
+
+
 def test_scheduler_file_that_is_a_folder_is_named(tmp_path):
     with pytest.raises(RequestError, match=r"scheduler file .* cannot be read: Is a directory"):
         gd.connect(str(tmp_path))
@@ -164,7 +174,7 @@ def test_listener_that_is_no_scheduler_is_named(words, says):
 
         threading.Thread(target=answer, daemon=True).start()
         with (
-            dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+            dask.config.set({"distributed.comm.timeouts.connect": "30s" if words else "1s"}),
             pytest.raises(RequestError, match=f"No Dask scheduler can be reached at {address}: .*{says}"),
         ):
             gd.connect(address)

@@ -30,7 +30,7 @@ COMMAND = str(Path(sys.executable).with_name("geodl-dask"))
 def ran(tmp_path_factory) -> tuple[Path, str]:
     """The folder of a whole demo run by the installed command, and what it printed."""
     folder = tmp_path_factory.mktemp("demo") / "new" / "folder"
-    done = subprocess.run([COMMAND, "demo", str(folder)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([COMMAND, "demo", str(folder)], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 

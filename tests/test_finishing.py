@@ -110,6 +110,25 @@ def test_finalize_that_is_asked_for_twice_at_once_makes_one_result(large, undist
     assert not partial_of(out).exists()
 
 
+@pytest.mark.parametrize("step", ["_result_of", "join_result"])
+def test_finalize_that_another_one_overtakes_says_so_and_leaves_its_result(step, place, models, tmp_path, monkeypatch):  # noqa: F811
+    out, go_on = tmp_path / "change.tif", getattr(finishing, step)
+    compute(detect_change(*place, models["pt"], chunks=24), out, (1, 2), count=2)
+
+    def be_overtaken(*given):
+        with monkeypatch.context() as patch:
+            patch.setattr(finishing, step, go_on)
+            finalize(out)
+        return go_on(*given)
+
+    monkeypatch.setattr(finishing, step, be_overtaken)
+    with pytest.raises(OutputExistsError, match=r"Another run has made .*change\.tif of the blocks meanwhile"):
+        finalize(out)
+    assert Manifest.read(manifest_of(out)).is_complete
+    assert not partial_of(out).exists()
+    assert finalize(out).path == out
+
+
 # What finalize needs, and says
 
 
@@ -474,14 +493,14 @@ def owner_elsewhere(out: Path, number: int) -> Path:
 
 
 def test_shard_of_another_machine_that_has_died_is_waited_for_and_then_begun_again(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(locks, "_SILENT_AFTER_S", 0.5)
+    monkeypatch.setattr(locks, "_SILENT_AFTER_S", 3)
     out = tmp_path / "change.tif"
     with growing_output(out, STARTED, shard=Shard(1, 3)):
         pass
-    owner_elsewhere(out, 2)
     began = time.monotonic()
+    owner_elsewhere(out, 2)
     with growing_output(out, STARTED, shard=Shard(2, 3)):
-        assert time.monotonic() - began > 0.4
+        assert time.monotonic() - began > 2.9
         assert "Process 4711 on elsewhere was computing shard 2/3" in caplog.text
 
 

@@ -277,11 +277,13 @@ def test_jobs_compute_and_end_with_the_client(local_jobs):
 def test_stop_while_jobs_are_being_submitted_cancels_them(local_jobs, tmp_path):
     sbatch, numbers = tmp_path / "sbatch", tmp_path / "numbers"
     begun, answer = sbatch.read_text().split("echo")
-    sbatch.write_text(f"{begun}touch {tmp_path}/asked\nsleep 1\necho $! >>{numbers}\necho{answer}")
+    once_told = f"until [ -e {tmp_path}/stopped ]; do sleep 0.1; done\nsleep 1"
+    sbatch.write_text(f"{begun}touch {tmp_path}/asked\n{once_told}\necho $! >>{numbers}\necho{answer}")
 
     def stop() -> None:
         wait_until(lambda: (tmp_path / "asked").exists())
         os.kill(os.getpid(), signal.SIGINT)
+        (tmp_path / "stopped").touch()
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

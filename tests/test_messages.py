@@ -244,7 +244,7 @@ def _(place):
 
     def kill_after_a_block() -> None:
         until = time.monotonic() + 120
-        while not any(place.folder.glob("out.tif.partial/parts-*/*")) and time.monotonic() < until:
+        while not any(place.folder.glob("out.tif.partial/parts-*/*_*.tif")) and time.monotonic() < until:
             time.sleep(0.01)
         scheduler.kill()
 

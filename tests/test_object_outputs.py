@@ -205,11 +205,13 @@ def says_it_is_whole(bucket: Bucket, output: str) -> bool:
 
 def fail_at(monkeypatch, number: int, fail) -> list[str]:
     """Let ``fail`` run in the place of the n-th upload of a file. Returns the keys asked for so far."""
-    asked, put = [], uploads._put
+    asked, put, one_by_one = [], uploads._put, threading.Lock()
 
     def count(store, key, file, stopped):
-        asked.append(key)
-        if len(asked) == number:
+        with one_by_one:
+            asked.append(key)
+            is_its_turn = len(asked) == number
+        if is_its_turn:
             fail()
         put(store, key, file, stopped)
 
@@ -499,17 +501,16 @@ def test_server_that_dies_leaves_no_half_result_and_resuming_only_uploads(
 
 
 KILLED = """
-import os, signal, sys
+import itertools, os, signal, sys
 from geodl_dask import uploads
 from geodl_dask.change import detect_change
 from geodl_dask.cog import write_cog
 from geodl_dask.zarr_store import write_zarr
 
-put, count, url, number = uploads._put, [], sys.argv[4], int(sys.argv[5])
+put, numbers, url, number = uploads._put, itertools.count(1), sys.argv[4], int(sys.argv[5])
 
 def die(store, key, file, stopped):
-    count.append(key)
-    if len(count) == number:
+    if next(numbers) == number:
         os.kill(os.getpid(), signal.SIGKILL)
     put(store, key, file, stopped)
 

@@ -266,21 +266,62 @@ def test_run_on_another_machine_that_lives_is_not_gone_on_with(tmp_path, monkeyp
     monkeypatch.setattr(locks, "_SILENT_AFTER_S", 20)
     out = tmp_path / "change.tif"
     partial = left_by_another_machine(out, silent_s=10)
-    beat = threading.Timer(0.5, (partial / "owner").touch)
+    ended = threading.Event()
+
+    def go_on_beating() -> None:
+        while not ended.wait(0.5):
+            (partial / "owner").touch()
+
+    beat = threading.Thread(target=go_on_beating, daemon=True)
     beat.start()
     with pytest.raises(OutputExistsError, match="Process 4711 on elsewhere is writing"):
         growing_output(out, STARTED, resume=True).__enter__()
+    ended.set()
     beat.join()
     assert names(partial) == ["0_0.tif", "manifest.json", "owner"]
 
 
+def test_store_that_another_run_replaces_meanwhile_may_be_replaced(tmp_path, monkeypatch):
+    """For a moment nothing has its name, or it is gone between two looks."""
+    out, listed = tmp_path / "change.zarr", Path.iterdir
+    out.mkdir()
+    (out / "zarr.json").touch()
+
+    def list_too_late(folder):
+        if folder == out:
+            out.rename(tmp_path / "old")
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", list_too_late)
+    check_output(out, (".zarr",), overwrite=True, resume=False, provenance={})
+
+
+def test_holder_of_a_folder_is_named_whole_or_not_at_all(tmp_path):
+    """Half of its name would be that of another machine."""
+    post, ended, seen = locks.Post(tmp_path), threading.Event(), set()
+
+    def come_and_go() -> None:
+        for _ in range(2000):
+            with post.occupied():
+                pass
+        ended.set()
+
+    coming = threading.Thread(target=come_and_go)
+    coming.start()
+    while not ended.is_set():
+        seen.add(post.owner_in_words())
+    coming.join()
+    assert seen <= {"", f" (process {os.getpid()} on {socket.gethostname()})"}
+    assert len(seen) == 2
+
+
 def test_run_on_another_machine_that_was_just_killed_is_waited_for_and_gone_on_with(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(locks, "_SILENT_AFTER_S", 0.5)
+    monkeypatch.setattr(locks, "_SILENT_AFTER_S", 3)
     out = tmp_path / "change.tif"
-    left_by_another_machine(out, silent_s=0)
     began = time.monotonic()
+    left_by_another_machine(out, silent_s=0)
     with growing_output(out, STARTED, resume=True) as growth:
-        assert time.monotonic() - began > 0.4
+        assert time.monotonic() - began > 2.9
         assert content_of(growth.folder / "0_0.tif") == "finished"
         assert "Process 4711 on elsewhere was writing" in caplog.text
 

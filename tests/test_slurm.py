@@ -95,6 +95,7 @@ def devices_of_workers(folder: Path) -> list[str]:
     assert '"tls://' in scheduler_file.read_text()
     ours = Security(tls_ca_file=key, tls_client_cert=key, tls_client_key=key, require_encryption=True)
     with Client(scheduler_file=str(scheduler_file), security=ours) as client:
+        client.wait_for_workers(2, timeout=180)
         return sorted(client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"]).values())
 
 

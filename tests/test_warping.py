@@ -194,7 +194,7 @@ def test_planning_is_linear_in_the_tiles():
     grid = GeoBox((16_384, 16_384), TRANSFORM, "EPSG:32633")
     raster = open_raster(odc.geo.xr.wrap_xr(da.zeros(grid.shape.yx, chunks=1024, dtype="uint8"), grid))
     target = GeoBox(grid.shape, TRANSFORM @ Affine.translation(0.3, 0.7), "EPSG:32633")
-    begin = time.monotonic()
+    begin = time.process_time()
     moved = move_raster(raster, find_move(grid, target, "bilinear"))
-    assert time.monotonic() - begin < 30
+    assert time.process_time() - begin < 30
     assert len(moved.pixels.__dask_graph__()) < 4 * 4096 + 8 * 256

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,22 +200,47 @@ def test_failed_run_leaves_the_old_store_and_its_own_parts(tmp_path):
 def test_block_that_is_late_does_not_bring_a_failed_run_back(tmp_path, monkeypatch):
     monkeypatch.setattr(reputation, "TRIES", 1)
     monkeypatch.setattr(dispatch, "HOPELESS", 1)  # or the others would be finished first
-    values = classes((37, 53))
+    values, ended = classes((37, 53)), tmp_path / "ended"
+    (tmp_path / "results").mkdir()
 
     def late(block, block_id):
         if block_id == (0, 0):
             time.sleep(0.1)
             raise ValueError("at once")
-        time.sleep(0.4)
+        until = time.monotonic() + 60
+        while not ended.exists() and time.monotonic() < until:
+            time.sleep(0.02)
         return block
 
     change = change_raster(values)
-    change = change.copy(data=change.data.map_blocks(late, dtype=values.dtype))
+    late_blocks = change.data.map_blocks(late, dtype=values.dtype, meta=np.empty((0, 0), values.dtype))
+    change = change.copy(data=late_blocks)
     with Client(processes=False, n_workers=1, threads_per_worker=4, dashboard_address="127.0.0.1:0"):
         with pytest.raises(BlockFailedError, match="at once"):
-            write_zarr(change, tmp_path / "change.zarr")
+            write_zarr(change, tmp_path / "results" / "change.zarr")
+        ended.touch()
         time.sleep(0.8)
-        assert list(tmp_path.iterdir()) == []
+        assert list((tmp_path / "results").iterdir()) == []
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_block_that_is_written_while_its_run_ends_does_not_bring_that_back(zarr_format, tmp_path, monkeypatch):
+    """Zarr would make the folders anew."""
+    values, opened = classes((5, 7)), zarr.open_array
+    whole = write_zarr(change_raster(values), tmp_path / "whole.zarr", zarr_format=zarr_format).path
+    partial = tmp_path / "change.zarr.partial"
+    shutil.copytree(whole, partial / "parts-1" / "store.zarr")
+
+    def end_once_it_is_open(*given, **options):
+        array = opened(*given, **options)
+        shutil.rmtree(partial)
+        return array
+
+    monkeypatch.setattr(zarr, "open_array", end_once_it_is_open)
+    blocks = ZarrBlocks(str(partial / "parts-1" / "store.zarr" / "change"), values.shape, zarr_format)
+    blocks.write_block((0, 0), values)
+    assert not partial.exists()
+    assert tmp_path.exists()
 
 
 def test_standing_store_is_kept_unless_overwriting(tmp_path):

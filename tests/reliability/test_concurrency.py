@@ -36,12 +36,14 @@ def stalled(words: dict[str, str], out: Path) -> subprocess.Popen:
         running = start(words, out)
         wait_for_blocks(running, out, 10)
         running.send_signal(signal.SIGSTOP)
-        os.waitpid(running.pid, os.WUNTRACED)  # until then a block may be half way to its name
-        if not out.exists():
+        # Until it has stopped a block may be half way to its name.
+        has_stopped = running.poll() is None and os.WIFSTOPPED(os.waitpid(running.pid, os.WUNTRACED)[1])
+        if has_stopped and not out.exists():
             return running
         running.kill()  # it was too fast
         running.communicate()
-        shutil.rmtree(out) if out.is_dir() else out.unlink()
+        for left in out.parent.glob(f"{out.name}*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
     raise AssertionError("it was too fast five times")
 
 
@@ -109,6 +111,8 @@ from geodl_dask.growth import growing_output
 from geodl_dask.manifest import Manifest
 from geodl_dask.outputs import manifest_of, publish
 out, name, rounds, done, refused = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), 0, 0
+print("ready", flush=True)
+sys.stdin.readline()
 while done < rounds:
     try:
         with growing_output(out, Manifest({}, name, replaces=True)) as growth:
@@ -130,8 +134,12 @@ def test_output_that_four_processes_replace_all_the_time_is_always_of_one_of_the
     """The way of a result to its name alone, without the work before it, so that they meet often."""
     out, names, rounds = tmp_path / "change.tif", "abcd", budget(25, 2000)
     words = [sys.executable, "-c", REPLACE, str(out)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     runs = [subprocess.Popen([*words, name, str(rounds)], **pipes) for name in names]
+    assert [run.stdout.readline() for run in runs] == ["ready\n"] * len(runs)
+    for run in runs:
+        run.stdin.write("go\n")
+        run.stdin.flush()
     told = [run.communicate(timeout=600) for run in runs]
     assert "".join(error for _, error in told) == ""
     done, refused = (sum(int(said.split()[number]) for said, _ in told) for number in (0, 1))

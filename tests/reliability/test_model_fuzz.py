@@ -7,6 +7,7 @@ a failure is found again by its number.
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import json
 import os
@@ -212,6 +213,7 @@ def run(cases: int, make: Callable[[random.Random], bytes], name: str, cache: Pa
     counts: dict[str, int] = {}
     model = cache.parent / "models" / name
     standing = sorted(cache.parent.rglob("*"))
+    gc.collect()  # what earlier tests have left removes its folders now, and not while the watch listens
     for case in range(cases):
         model.write_bytes(make(random.Random(f"{SEED}:{name}:{case}")))
         begun = time.perf_counter()
