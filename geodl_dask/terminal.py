@@ -145,6 +145,15 @@ def _stoppable() -> Iterator[None]:
             signal.signal(each, stop_now if each == signal.SIGINT else signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
+    def stop_once_more(unheard: Any) -> None:
+        """Raise what Python has just dropped, as it does in callbacks of weak references, and in destructors."""
+        stopped = unheard.exc_value
+        if not (isinstance(stopped, KeyboardInterrupt) and stopped.args and hasattr(signal, "setitimer")):
+            tell(unheard)
+            return
+        signal.signal(signal.SIGALRM, lambda *_: stop(stopped.args[0], None))
+        signal.setitimer(signal.ITIMER_REAL, 0.01)  # by when the callback has returned
+
     def stop_now(number: int, frame: Any) -> None:
         os.write(2, b"Stopped at once. What a run has begun may lie beside its output, under a name with .partial.\n")
         os._exit(STATUS_SIGNALLED + number)
@@ -152,9 +161,11 @@ def _stoppable() -> Iterator[None]:
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup's wish
     before = {number: signal.signal(number, stop) for number in heeded}
+    tell, sys.unraisablehook = sys.unraisablehook, stop_once_more
     try:
         yield
     finally:
+        sys.unraisablehook = tell
         for number, handler in before.items():
             if signal.getsignal(number) is stop:  # once stopped, impatience stays in force until the process is gone
                 signal.signal(number, handler)

@@ -341,6 +341,26 @@ def test_signal_of_a_batch_system_that_comes_again_and_again_is_heeded_once(inpu
     assert "owner" not in [path.name for path in Path(f"{out}.partial").iterdir()]
 
 
+SWALLOWS = """
+import signal, time, weakref
+from geodl_dask.terminal import manners
+class Thing: pass
+with manners(0):
+    for _ in range(3):  # times in which it comes where Python drops whatever is raised
+        thing = Thing()
+        end = time.monotonic() + 60
+        gone = weakref.ref(thing, lambda _: [signal.raise_signal(signal.SIGTERM), time.sleep(0.1)])
+        del thing
+    while time.monotonic() < end:
+        time.sleep(0.05)
+"""
+
+
+def test_signal_that_comes_where_nothing_can_be_raised_is_heeded_afterwards():
+    done = subprocess.run([sys.executable, "-c", SWALLOWS], stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, done.stderr.splitlines()) == (143, ["Stopped by SIGTERM."])
+
+
 def test_nohup_is_respected(inputs, tmp_path, heeding_interrupts):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
