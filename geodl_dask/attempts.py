@@ -17,7 +17,7 @@ from distributed.client import FutureCancelledError
 
 from .blocks import BlockStore, Index, Lattice, NotKeptError, Tally, count_kept, in_words, pack_recipe, write_block
 from .errors import GeodlError
-from .failures import NONE, SIGNS_OF_LOSS, event, failure, killed, lost, not_kept, place
+from .failures import NONE, event, failure, killed, lost, not_kept, place
 from .reputation import Reputation
 from .workers import Crew, Report, memory_of, work
 
@@ -76,7 +76,7 @@ class Attempts:
         """The threads of each worker that is there."""
         try:
             lanes: dict[str, int] = self._client.nthreads()
-        except SIGNS_OF_LOSS as error:
+        except OSError as error:
             raise lost(self._client) from error
         self._reputation.alive = set(lanes)
         return lanes

@@ -212,7 +212,7 @@ def _reported(path: Path | None) -> Iterator[None]:
         finally:
             try:
                 stack.close()
-            except OSError as error:  # the scheduler is lost, which is what is to be said
+            except (OSError, ValueError) as error:  # the scheduler is lost, and maybe the client, which will be said
                 log.warning("The performance report %s could not be written: %s", path, error)
 
 

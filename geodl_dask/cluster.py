@@ -12,7 +12,6 @@ import socket
 import ssl
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.core import connect as open_comm
 from distributed.comm.registry import get_backend
 from distributed.security import Security
-from distributed.utils import json_load_robust
 
 from .cluster_config import CLUSTERS, GPU_WORKER_THREADS, ClusterConfig, read_cluster_config
 from .devices import visible_gpus, worker_gpus
@@ -196,10 +194,7 @@ def _unreachable(cluster: str, error: Exception) -> RequestError:
 
 
 def _address_in(path: Path) -> str:
-    """What a file that ``dask scheduler --scheduler-file`` has written says, or is just writing."""
-    with suppress(TimeoutError, OSError, RecursionError):
-        if path.is_file():
-            json_load_robust(path, timeout=1)
+    """What a file that ``dask scheduler --scheduler-file`` has written says."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -24,7 +24,7 @@ from distributed.client import FutureCancelledError
 from .attempts import Attempts
 from .blocks import BlockStore, Index, Lattice, NotKeptError, Tally, count_kept, in_words, stands_alone, write_block
 from .errors import OutputError
-from .failures import NONE, event, failure, killed, lost, not_kept, place
+from .failures import NONE, event, failure, killed, lost, not_kept, noticing_loss, place
 from .local_client import LocalClient
 from .reputation import TRIES
 from .shards import Shard
@@ -66,6 +66,7 @@ def store_blocks(
     write = _rolling if stands_alone(array) else _at_once
     with (
         _active_client() as client,
+        noticing_loss(client),
         noticing_absence(client),
         prepared_workers(client, array, folder) as crew,
         closing(write(client, array, store, lattice, crew, shard)) as finished,
@@ -101,7 +102,12 @@ def where_seen(folder: Path) -> Iterator[None]:
         client = default_client()
     except ValueError:
         client = None
-    if client is None or all_see(client, folder):
+    if client is None:
+        yield
+        return
+    with noticing_loss(client):
+        is_seen = all_see(client, folder)
+    if is_seen:
         yield
         return
     with _own_client() as own, own.as_current():

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import dask.array as da
 from distributed import Client, KilledWorker
+from distributed.client import ClosedClientError
 
 from .blocks import Index
-from .errors import BlockFailedError, SchedulerLostError
+from .errors import BlockFailedError, GeodlError, SchedulerLostError
 
-SIGNS_OF_LOSS = OSError, RuntimeError, AttributeError
-"""What distributed's clients (2026.8) raise without a scheduler: the last two once they try no longer to reach it."""
 NONE = "none could be computed, so the others were not tried"
 NAMED = 3
 """Blocks that an error names, of those that failed."""
@@ -27,8 +28,22 @@ def killed(error: KilledWorker, memory: str) -> str:
 
 def lost(client: Client) -> SchedulerLostError:
     """The error for a scheduler that does not answer."""
-    address = client.scheduler.address if client.scheduler else "its address"
-    return SchedulerLostError(f"The Dask scheduler at {address} was lost. Start it again, and go on.")
+    where = f" at {client.scheduler.address}" if client.scheduler else ""
+    return SchedulerLostError(f"The Dask scheduler{where} was lost. Start it again, and go on.")
+
+
+@contextmanager
+def noticing_loss(client: Client) -> Iterator[None]:
+    """What distributed raises once its client has given the scheduler up becomes SchedulerLostError.
+
+    Several errors, by what was asked of it (distributed 2026.8), and by `Client.cancel` in a ``finally``, too.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, AttributeError, ClosedClientError) as error:
+        if isinstance(error, GeodlError) or client.status not in ("closing", "closed"):
+            raise
+        raise lost(client) from error
 
 
 def not_kept(array: da.Array, index: Index, cause: str) -> BlockFailedError:

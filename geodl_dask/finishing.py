@@ -17,7 +17,7 @@ from odc.geo.xr import xr_coords
 from .cog import cog_result
 from .confidence import CONFIDENCE, pair_type
 from .dispatch import Progress
-from .errors import OutputError, RunError
+from .errors import OutputError, OutputExistsError, RunError
 from .growth import PARTS_MANIFEST, growing_output, partial_of
 from .manifest import Manifest
 from .outputs import Written, manifest_of
@@ -40,6 +40,8 @@ def finalize(path: str | os.PathLike[str], *, progress: Progress | None = None) 
     left = Manifest.read(partial_of(here) / PARTS_MANIFEST)
     standing = _standing(out)
     if left is None or (standing and _is_of(standing, left)):
+        if left is None and any(partial_of(here).glob("parts-*")):
+            raise OutputError(f"{partial_of(here)} has no manifest that says what the result is to be.")
         if standing is None:
             raise OutputError(f"There is nothing to finalize: {partial_of(here)} is not there, or not of a run.")
         if left:
@@ -47,14 +49,18 @@ def finalize(path: str | os.PathLike[str], *, progress: Progress | None = None) 
                 pass  # of one that was stopped when all else was done: its parts are removed
         return written_by(out, standing)
     change = _result_of(left, here)
-    return join_result(change, out, result_format(change, path, **_layout_of(left)), left, progress)
+    try:
+        return join_result(change, out, result_format(change, path, **_layout_of(left)), left, progress)
+    except OutputExistsError:
+        if (standing := _standing(out)) and _is_of(standing, left):  # another was quicker
+            return written_by(out, standing)
+        raise
 
 
 def left_result(path: str | os.PathLike[str]) -> xr.DataArray | xr.Dataset | None:
     """What runs have left of a result, as `detect_change` gives it, but that its blocks cannot be computed.
 
-    None where they have left nothing, or it is whole already. Raises OutputError where that cannot be told, as when
-    an older version has begun it.
+    None where no manifest says so. Raises OutputError for one that is damaged, or of an older version.
     """
     here = place_of(path)
     left = Manifest.read(partial_of(here) / PARTS_MANIFEST)

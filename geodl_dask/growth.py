@@ -161,6 +161,7 @@ def _leave(post: Post, growth: Growth) -> None:
     for left in sorted(post.folder.glob("*"), key=lambda left: (left.is_file(), left.name == PARTS_MANIFEST)):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(left, ignore_errors=True)  # and a block that came late, into a folder already gone through
         elif left != post.lock:
             with suppress(OSError):
                 left.unlink()
@@ -224,7 +225,7 @@ def _clear(partial: Path, out: Path) -> None:
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         elif left != Post(partial).lock:
-            left.unlink(missing_ok=True)  # of a moment, as a look at the clock of a network disk
+            left.unlink()
 
 
 def _require_ours(partial: Path) -> None:

@@ -85,10 +85,7 @@ class Post:
     @contextmanager
     def occupied(self) -> Iterator[None]:
         """Say in the file that this process is at work, again and again; gone when it is not."""
-        # Under its name once it is whole: an empty one says nothing of this machine.
-        unnamed = self.owner.with_name(f"{self.owner.name}.{os.getpid()}")
-        unnamed.write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
-        unnamed.replace(self.owner)
+        self.owner.write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
         ended = threading.Event()
 
         def beat() -> None:
@@ -123,12 +120,12 @@ class Post:
                 self.require_vacant_elsewhere(work)
             time.sleep(min(1, _SILENT_AFTER_S / 10))
 
-    def _holder(self) -> tuple[str | None, str]:
-        """Host and process; None where they are not known."""
+    def _holder(self) -> tuple[str, str]:
+        """Host and process; empty where they are not known, or just being written."""
         try:
             host, _, process = self.owner.read_text(encoding="utf-8", errors="replace").partition(" ")
         except OSError:
-            return None, ""
+            return "", ""
         return host, process
 
     def _heard(self) -> float | None:
@@ -149,6 +146,6 @@ class Post:
     def _elsewhere(self) -> str | None:
         """The process of another machine that is at work."""
         host, process = self._holder()
-        if host in (None, socket.gethostname()) or self._silent_s() > _SILENT_AFTER_S:
+        if not host or host == socket.gethostname() or self._silent_s() > _SILENT_AFTER_S:
             return None
         return f"Process {process} on {host}"

@@ -32,7 +32,7 @@ from distributed import Client, Worker, get_worker
 from .allocator import give_back_freed_memory
 from .blocks import HandedOver, Index, NotKeptError, Tally, write_run
 from .errors import GeodlError, MissingDependencyError, SchedulerLostError
-from .failures import SIGNS_OF_LOSS, lost
+from .failures import lost
 from .readiness import GetReady, Preparation, sees, until_ready
 from .sending import pack_parcel, sending
 
@@ -130,8 +130,6 @@ def _register(client: Client, plugin: GetReady) -> None:
     except OSError as error:  # a worker left meanwhile; those that come get the plugin
         log.debug("a worker could not be asked to get ready: %s", error)
     except Exception as error:  # so Dask tells what went wrong with the message itself
-        if client.status in ("closing", "closed"):  # it tries no longer to reach the scheduler
-            raise lost(client) from error
         if "ModuleNotFoundError" not in f"{type(error).__name__}: {error}":
             raise
         raise MissingDependencyError(
@@ -143,7 +141,7 @@ def _readiness(client: Client, name: str) -> dict[str, tuple[str, bool]]:
     """Of each worker its host, and whether it sees the output. Raises what one of them raised."""
     try:
         answers = client.run(until_ready, name, on_error="return")
-    except SIGNS_OF_LOSS as error:
+    except OSError as error:
         raise lost(client) from error
     for _, answer in sorted(answers.items()):
         if isinstance(answer, GeodlError):
@@ -152,14 +150,11 @@ def _readiness(client: Client, name: str) -> dict[str, tuple[str, bool]]:
 
 
 def all_see(client: Client, folder: Path) -> bool:
-    """Whether every worker sees a folder of this machine. Raises SchedulerLostError."""
+    """Whether every worker sees a folder of this machine."""
     if _is_here(client):
         return True
     with _token(folder, f"geodl_dask-{secrets.token_hex(4)}") as token:
-        try:
-            return all(client.run(_look_for, token, on_error="ignore").values())
-        except SIGNS_OF_LOSS as error:
-            raise lost(client) from error
+        return all(client.run(_look_for, token, on_error="ignore").values())
 
 
 async def _look_for(token: str) -> bool:
@@ -169,7 +164,7 @@ async def _look_for(token: str) -> bool:
 
 def _is_here(client: Client) -> bool:
     """Whether the workers are threads of this process."""
-    address: str = client.scheduler_info().get("address", "")  # of none that is lost
+    address: str = client.scheduler_info().get("address", "")  # of a client that has given its scheduler up it has none
     return address.startswith("inproc://")
 
 
@@ -239,7 +234,7 @@ def worker_info(client: Client, most: int = -1) -> dict[str, dict[str, Any]]:
     scheduler: Any = client.scheduler
     try:
         info: dict[str, Any] = client.sync(scheduler.identity, n_workers=most)
-    except SIGNS_OF_LOSS as error:
+    except OSError as error:
         raise lost(client) from error
     return info["workers"]
 

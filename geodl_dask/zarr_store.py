@@ -73,25 +73,24 @@ class ZarrBlocks:
         if array.shards:
             self._remove_if_broken(index)
         array[row : row + values.shape[0], col : col + values.shape[1]] = values
-        if not Path(self.path, self._record).exists():
-            self._remove_stray(index)
+        self._require_run(index)
 
     def remove_block(self, index: Index) -> None:
         """What an earlier run may have left unreadable; without its file a block is nodata."""
         self.file(index).unlink(missing_ok=True)
 
-    @property
-    def _record(self) -> str:
-        return "zarr.json" if self.zarr_format == 3 else ".zarray"
-
-    def _remove_stray(self, index: Index) -> None:
-        """Zarr makes the folders that it misses: without this, a block that is late brings a run's folder back."""
+    def _require_run(self, index: Index) -> None:
+        """Raise FileNotFoundError where the run has ended meanwhile: Zarr has made anew what the block lies in."""
+        with suppress(FileNotFoundError):
+            Path(self.path, "zarr.json" if self.zarr_format == 3 else ".zarray").stat()
+            return
         file = self.file(index)
         file.unlink(missing_ok=True)
-        above = [place.suffix == ".partial" for place in file.parents]
-        with suppress(OSError):  # as another block is late, too
-            for folder in file.parents[: above.index(True) + 1 if any(above) else 0]:
+        is_of_run = [folder.suffix == ".partial" for folder in file.parents]
+        with suppress(OSError):  # another block is late, too, or the next run has begun
+            for folder in file.parents[: is_of_run.index(True) + 1 if any(is_of_run) else 0]:
                 folder.rmdir()
+        raise FileNotFoundError(f"{self.path} is no longer there")
 
     def _remove_if_broken(self, index: Index) -> None:
         """Zarr 3.1 reads the shard that stands there before it writes, and fails where it cannot."""

@@ -128,16 +128,6 @@ def test_scheduler_file_that_cannot_be_used_is_named(content, says, tmp_path):
         gd.connect(str(path))
 
 
-def test_scheduler_file_that_is_being_written_is_waited_for(tmp_path):
-    path, content = tmp_path / "scheduler.json", b'{"address": "nowhere"}'
-    path.write_bytes(content[:5])
-    writing = threading.Timer(0.3, path.write_bytes, [content])
-    writing.start()
-    with pytest.raises(RequestError, match="No Dask scheduler can be reached at nowhere, which"):
-        gd.connect(str(path))
-    writing.join()
-
-
 def test_scheduler_file_that_is_a_folder_is_named(tmp_path):
     with pytest.raises(RequestError, match=r"scheduler file .* cannot be read: Is a directory"):
         gd.connect(str(tmp_path))

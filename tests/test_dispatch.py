@@ -451,19 +451,38 @@ def test_worker_out_of_memory_is_named_with_what_it_had(store, values):
     assert set(store.writes()) == set(INDICES) - {(0, 1)}
 
 
+class KeepsThreeAndThenTakesItsTime(FolderOfBlocks):
+    """So that the run is not over before it is disturbed."""
+
+    def write_block(self, index: Index, values: np.ndarray) -> None:
+        if len(self.writes()) > 2:
+            time.sleep(20)
+        super().write_block(index, values)
+
+
+@pytest.mark.parametrize("is_given_up", [False, True])
 @pytest.mark.parametrize("stands", [True, False])
-def test_scheduler_that_dies_ends_the_run(store, values, stands):
-    """A real scheduler and worker in processes of their own."""
+def test_scheduler_that_dies_ends_the_run(tmp_path, values, stands, is_given_up):
+    """A real scheduler and worker in processes of their own. The client tries to reach it again, for a while."""
 
-    def slowly(block, index):
-        time.sleep(20 if index[0] == 2 else 0.2)  # nobody gets there before the scheduler is dead
-        return block
+    store = KeepsThreeAndThenTakesItsTime(tmp_path)
 
-    with dask_processes() as (address, scheduler), Client(address) as client:
+    def kill_it(done_px: int, all_px: int) -> None:
+        scheduler.kill()
+        until = time.monotonic() + 60
+        while is_given_up and client.status != "closed":
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    with (
+        dask_processes() as (address, scheduler),
+        dask.config.set({"distributed.comm.timeouts.connect": "2s" if is_given_up else "10s"}),
+        Client(address) as client,
+    ):
         client.wait_for_workers(1, timeout=180)
         build = alone if stands else joined
-        with pytest.raises(SchedulerLostError, match=f"The Dask scheduler at {address} was lost"):
-            store_blocks(build(values, slowly), store, lambda *pixels: scheduler.kill())
+        with pytest.raises(SchedulerLostError, match=r"The Dask scheduler( at tcp://\S+)? was lost\. Start it again"):
+            store_blocks(build(values), store, kill_it)
     assert 0 < len(store.writes()) < len(INDICES)
 
 

@@ -111,7 +111,7 @@ def test_finalize_that_is_asked_for_twice_at_once_makes_one_result(large, undist
 
 
 @pytest.mark.parametrize("step", ["_result_of", "join_result"])
-def test_finalize_that_another_one_overtakes_says_so_and_leaves_its_result(step, place, models, tmp_path, monkeypatch):  # noqa: F811
+def test_finalize_that_another_one_overtakes_returns_its_result(step, place, models, tmp_path, monkeypatch):  # noqa: F811
     out, go_on = tmp_path / "change.tif", getattr(finishing, step)
     compute(detect_change(*place, models["pt"], chunks=24), out, (1, 2), count=2)
 
@@ -122,11 +122,22 @@ def test_finalize_that_another_one_overtakes_says_so_and_leaves_its_result(step,
         return go_on(*given)
 
     monkeypatch.setattr(finishing, step, be_overtaken)
-    with pytest.raises(OutputExistsError, match=r"Another run has made .*change\.tif of the blocks meanwhile"):
-        finalize(out)
+    written = finalize(out)
+    assert (written.path, sum(written.pixels.values())) == (out, 83 * 109)
     assert Manifest.read(manifest_of(out)).is_complete
     assert not partial_of(out).exists()
-    assert finalize(out).path == out
+
+
+def test_blocks_without_a_manifest_are_not_taken_for_finished(place, models, tmp_path):  # noqa: F811
+    """The result that stands there is an earlier one."""
+    out, change = tmp_path / "change.tif", detect_change(*place, models["pt"], chunks=24)
+    write(change, out)
+    before = out.read_bytes()
+    compute(change, out, (1, 2), count=2, overwrite=True)
+    (partial_of(out) / "manifest.json").write_text("{")
+    with pytest.raises(OutputError, match="has no manifest that says what the result is to be"):
+        finalize(out)
+    assert out.read_bytes() == before
 
 
 # What finalize needs, and says

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -281,38 +282,44 @@ def test_run_on_another_machine_that_lives_is_not_gone_on_with(tmp_path, monkeyp
     assert names(partial) == ["0_0.tif", "manifest.json", "owner"]
 
 
-def test_store_that_another_run_replaces_meanwhile_may_be_replaced(tmp_path, monkeypatch):
-    """For a moment nothing has its name, or it is gone between two looks."""
-    out, listed = tmp_path / "change.zarr", Path.iterdir
+@pytest.mark.parametrize("look", ["is_dir", "iterdir"])
+def test_store_that_another_run_replaces_meanwhile_may_be_replaced(look, tmp_path, monkeypatch):
+    """It is gone after the first look at it."""
+    out, see = tmp_path / "change.zarr", getattr(Path, look)
     out.mkdir()
     (out / "zarr.json").touch()
 
-    def list_too_late(folder):
-        if folder == out:
+    def look_and_lose(folder):
+        seen = see(folder)
+        if folder == out and out.exists():
             out.rename(tmp_path / "old")
-        return listed(folder)
+        return seen
 
-    monkeypatch.setattr(Path, "iterdir", list_too_late)
+    monkeypatch.setattr(Path, look, look_and_lose)
     check_output(out, (".zarr",), overwrite=True, resume=False, provenance={})
 
 
-def test_holder_of_a_folder_is_named_whole_or_not_at_all(tmp_path):
-    """Half of its name would be that of another machine."""
-    post, ended, seen = locks.Post(tmp_path), threading.Event(), set()
+def test_holder_that_is_just_writing_its_name_is_not_taken_for_one_of_another_machine(tmp_path):
+    (tmp_path / "owner").touch()
+    post = locks.Post(tmp_path)
+    post.require_vacant_elsewhere("writing")
+    with post.locked("writing"), pytest.raises(OutputExistsError, match=r"^Another run is writing"):
+        post.locked("writing")
 
-    def come_and_go() -> None:
-        for _ in range(2000):
-            with post.occupied():
-                pass
-        ended.set()
 
-    coming = threading.Thread(target=come_and_go)
-    coming.start()
-    while not ended.is_set():
-        seen.add(post.owner_in_words())
-    coming.join()
-    assert seen <= {"", f" (process {os.getpid()} on {socket.gethostname()})"}
-    assert len(seen) == 2
+def test_block_that_is_late_does_not_keep_the_folder_of_a_run_that_is_over(tmp_path, monkeypatch):
+    """It comes into a folder that has been gone through."""
+    out, remove = tmp_path / "change.zarr", shutil.rmtree
+
+    def remove_and_be_late(folder, **options):
+        remove(folder, **options)
+        monkeypatch.undo()
+        late.mkdir(parents=True)
+
+    with growing_output(out, STARTED) as growth:
+        late = growth.folder / "store.zarr" / "c"
+        monkeypatch.setattr(shutil, "rmtree", remove_and_be_late)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_run_on_another_machine_that_was_just_killed_is_waited_for_and_gone_on_with(tmp_path, monkeypatch, caplog):

@@ -238,7 +238,8 @@ def test_block_that_is_written_while_its_run_ends_does_not_bring_that_back(zarr_
 
     monkeypatch.setattr(zarr, "open_array", end_once_it_is_open)
     blocks = ZarrBlocks(str(partial / "parts-1" / "store.zarr" / "change"), values.shape, zarr_format)
-    blocks.write_block((0, 0), values)
+    with pytest.raises(FileNotFoundError, match="no longer there"):
+        blocks.write_block((0, 0), values)
     assert not partial.exists()
     assert tmp_path.exists()
 
