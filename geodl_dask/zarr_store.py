@@ -86,9 +86,9 @@ class ZarrBlocks:
             return
         file = self.file(index)
         file.unlink(missing_ok=True)
-        is_of_run = [folder.suffix == ".partial" for folder in file.parents]
+        levels = next((level for level, folder in enumerate(file.parents, 1) if folder.suffix == ".partial"), 0)
         with suppress(OSError):  # another block is late, too, or the next run has begun
-            for folder in file.parents[: is_of_run.index(True) + 1 if any(is_of_run) else 0]:
+            for folder in file.parents[:levels]:
                 folder.rmdir()
         raise FileNotFoundError(f"{self.path} is no longer there")
 
