@@ -103,13 +103,19 @@ def test_cpu_job_of_pbs_books_its_cores_and_memory_and_network():
     assert "ngpus" not in script
 
 
+@pytest.fixture
+def settings():
+    """dask-jobqueue's own, which Dask would lose with one that is set for a while before it has heard of them."""
+    importlib.import_module("dask_jobqueue")
+
+
+@pytest.mark.usefixtures("settings")
 def test_what_the_site_has_settled_for_dask_is_kept_unless_said_otherwise():
     site = {
         "cores": 7, "memory": "70GiB", "walltime": "10:00:00", "queue": "site",
         "worker-extra-args": ["--resources", "a=1"], "job-extra-directives": ["--qos=low"],
         "job-script-prologue": ["source /site.sh"],
     }  # fmt: skip
-    importlib.import_module("dask_jobqueue")  # which tells Dask of its own settings
     with dask.config.set({"jobqueue.slurm": {**dask.config.get("jobqueue.slurm"), **site}}):
         script = job_queue.job_script(read_cluster_config({"cluster": "slurm", "directives": ["--nice"]}))
         said = job_queue.job_script(read_cluster_config({"cluster": "slurm", "cores": 2, "setup_lines": ["here"]}))
@@ -133,6 +139,7 @@ def test_workers_leave_before_the_walltime_and_not_all_at_once(walltime):
     assert stagger > 0 or length_s < 25
 
 
+@pytest.mark.usefixtures("settings")
 @pytest.mark.parametrize("walltime", [None, "1-00:00:00", 3600])
 def test_walltime_of_the_site_that_is_not_understood_is_left_as_it_is(walltime):
     with dask.config.set({"jobqueue.slurm.walltime": walltime}):
